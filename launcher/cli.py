@@ -1,0 +1,50 @@
+"""The `rankzero` command: which verbs there are, and how an error ends one."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from launcher import __version__
+from trainer.errors import RankZeroError
+
+# Verb -> its line in the help. The module of the same name is imported when the verb is used.
+COMMANDS = {
+    "init": "Write a commented config to start from.",
+    "schema": "Print the JSON Schema of the config.",
+    "train": "Prepare the data and train.",
+    "merge": "Join an adapter and its base model into one model.",
+    "generate": "Let a run, a model or several answer.",
+    "evaluate": "Measure a finished run on a split of its data.",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(f"launcher.commands.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RankZeroError as error:
+            click.echo(str(error), err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=_LazyGroup)
+@click.version_option(__version__, prog_name="rankzero")
+def rankzero() -> None:
+    """Fine-tune language models from one config on any hardware."""

@@ -1,0 +1,18 @@
+"""`rankzero merge`"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from launcher.trainer_module import run_module
+
+
+@click.command()
+@click.argument("target", metavar="RUN|ADAPTER")
+@click.option("--base", metavar="MODEL", help="Base model. Default: the one the adapter names.")
+@click.option("--output", metavar="FOLDER", help="Where to write. Default: merged/ in the run.")
+def merge(target: str, base: str | None, output: str | None) -> None:
+    """Join an adapter and its base model into one model."""
+    sys.exit(run_module("trainer.merge", [target], {"base": base, "output": output}))

@@ -1,0 +1,318 @@
+"""Targets, precision, attention, tokenizer and loading errors, and the start-up proof."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from tests.tiny import ARCHITECTURES, make_model_folder, make_tokenizer
+from tests.unit.test_model_training import BATCH, CPU, SIZES, make_config
+from trainer import model as model_module
+from trainer.config import ModelConfig
+from trainer.errors import ConfigError, EnvironmentProblem, RankZeroError
+from trainer.model import build_model, check_vocabulary, choose_attention, parameter_line
+from trainer.model_source import explaining_load
+from trainer.packing_proof import packing_is_exact
+from trainer.precision import choose_precision
+from trainer.tokenizer import load_tokenizer
+
+Q_K_V_O = ["q_proj", "k_proj", "v_proj", "o_proj"]
+OTHERS: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 1, "n_head": 2},
+    "gpt_neox": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "falcon": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+}
+ARCHITECTURES_BEFORE = tuple(ARCHITECTURES)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    made = {name: make_model_folder(root / name, name, **SIZES) for name in ARCHITECTURES_BEFORE}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, sizes in OTHERS.items():
+            patch.setitem(ARCHITECTURES, name, sizes)
+            made[name] = make_model_folder(root / name, name)
+    return made
+
+
+def build(folder: Path, precision: Any = "fp32", **sections: dict[str, Any]) -> Any:
+    return build_model(make_config(folder, **sections), device=CPU, precision=precision)
+
+
+def adapted_layers(model: Any) -> set[str]:
+    return {name.rpartition(".")[2] for name in model.base_model.targeted_module_names}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "requested", "adapted"),
+    [
+        ("llama", "conservative", {"q_proj", "v_proj"}),
+        ("llama", "balanced", {"q_proj", "k_proj", "v_proj"}),
+        ("llama", "aggressive", {*Q_K_V_O, "gate_proj", "up_proj", "down_proj"}),
+        ("llama", "all-linear", {*Q_K_V_O, "gate_proj", "up_proj", "down_proj"}),
+        ("llama", ["down_proj"], {"down_proj"}),
+        ("phi3", Q_K_V_O, {"qkv_proj", "o_proj"}),
+        ("phi3", "conservative", {"qkv_proj"}),
+        ("phi3", "aggressive", {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),
+        ("phi3", "all-linear", {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),
+        ("gpt2", "balanced", {"c_attn"}),
+        ("gpt2", "aggressive", {"c_attn", "c_proj", "c_fc"}),
+        ("gpt_neox", "aggressive", {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}),
+        ("falcon", "aggressive", {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}),
+    ],
+)
+def test_targets(
+    architecture: str, requested: Any, adapted: set[str], folders: dict[str, Path]
+) -> None:
+    built = build(folders[architecture], lora={"target_modules": requested})
+    assert adapted_layers(built.model) == adapted
+    said = any("lora.target_modules" in note for note in built.notes)
+    assert said == (architecture != "llama" and requested != "all-linear")
+
+
+def test_phi3_attention_really_trains(folders: dict[str, Path]) -> None:
+    built = build(folders["phi3"], lora={"target_modules": Q_K_V_O})
+    assert any("q_proj, k_proj, v_proj -> qkv_proj" in note for note in built.notes)
+    built.model(input_ids=BATCH, labels=BATCH, use_cache=False).loss.backward()
+    fused = {
+        name: parameter.grad
+        for name, parameter in built.model.named_parameters()
+        if "qkv_proj.lora_B" in name
+    }
+    assert len(fused) == 2
+    assert all(float(grad.abs().max()) > 0 for grad in fused.values())
+
+
+@pytest.mark.parametrize(
+    ("lora", "field", "says"),
+    [
+        ({"target_modules": ["q_porj"]}, "target_modules", "did you mean q_proj?"),
+        ({"target_modules": ["q_proj", "xyz"]}, "target_modules", "down_proj, gate_proj, k_proj"),
+        ({"rank_pattern": {"q_prj": 8}}, "rank_pattern", "did you mean q_proj?"),
+        ({"alpha_pattern": {"(": 8}}, "alpha_pattern", "regular expression"),
+        ({"modules_to_save": ["lm_haed"]}, "modules_to_save", "did you mean lm_head?"),
+        (
+            {"target_modules": ["v_proj"], "rank_pattern": {"q_proj": 8}},
+            "rank_pattern",
+            "none of the adapted layers",
+        ),
+    ],
+)
+def test_names_that_match_nothing(
+    lora: dict[str, Any], field: str, says: str, folders: dict[str, Path]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(folders["llama"], lora=lora)
+    assert f"lora.{field}" in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_rank_pattern_changes_that_layer(folders: dict[str, Path]) -> None:
+    model = build(folders["llama"], lora={"r": 4, "rank_pattern": {"q_proj": 2}}).model
+    attention = model.get_base_model().model.layers[0].self_attn
+    assert attention.q_proj.lora_A["default"].out_features == 2
+    assert attention.k_proj.lora_A["default"].out_features == 4
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+def test_parameter_line_is_pefts(quantization: str, folders: dict[str, Path]) -> None:
+    model = build(folders["llama"], "bf16", model={"quantization": quantization}).model
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        model.print_trainable_parameters()
+    assert parameter_line(model) == printed.getvalue().strip()
+
+
+def test_parameter_line_counts_true_numbers(folders: dict[str, Path]) -> None:
+    plain = build(folders["llama"], lora={"enabled": False}).model
+    count = sum(p.numel() for p in plain.parameters())
+    line = f"trainable params: {count:,} || all params: {count:,} || trainable%: 100.0000"
+    assert parameter_line(plain) == line
+    packed = build(folders["llama"], model={"quantization": "nf4"}).model
+    adapters = sum(p.numel() for p in packed.parameters() if p.requires_grad)
+    assert f"all params: {count + adapters:,} " in parameter_line(packed)
+
+
+@pytest.mark.parametrize(
+    ("requested", "device", "native", "expected"),
+    [
+        ("auto", "cuda", True, "bf16"),
+        ("auto", "cuda", False, "fp16"),
+        ("auto", "mps", True, "fp32"),
+        ("auto", "cpu", True, "bf16"),
+        ("auto", "cpu", False, "fp32"),
+        ("bf16", "cpu", False, "bf16"),
+        ("bf16", "cuda", True, "bf16"),
+        ("fp16", "cuda", True, "fp16"),
+        ("fp32", "cuda", True, "fp32"),
+    ],
+)
+def test_precision_table(requested: Any, device: str, native: bool, expected: str) -> None:
+    choice = choose_precision(requested, device, native_bf16=native)
+    assert choice.precision == expected
+    assert choice.reason
+
+
+@pytest.mark.parametrize(
+    ("requested", "device"), [("fp16", "cpu"), ("bf16", "cuda"), ("bf16", "mps")]
+)
+def test_precision_the_machine_lacks(requested: Any, device: str) -> None:
+    with pytest.raises(EnvironmentProblem, match=r"training\.precision") as caught:
+        choose_precision(requested, device, native_bf16=False)
+    assert "training.precision" in caught.value.fix
+
+
+def test_attention_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(attention: str, device: str, precision: Any = "bf16", **options: bool) -> Any:
+        config = ModelConfig.model_validate({"name": "m", "attention": attention})
+        return choose_attention(config, device, precision, **options)[0]
+
+    monkeypatch.setattr(model_module, "is_flash_attn_2_available", lambda: True)
+    assert choose("auto", "cuda") == "flash_attention_2"
+    assert choose("auto", "cuda", "fp32") is None
+    assert choose("auto", "cuda", has_flash=False) is None
+    assert choose("auto", "cpu") is None
+    assert choose("eager", "cpu") == "eager"
+    assert choose("flash_attention_2", "cuda") == "flash_attention_2"
+    for device, precision in (("cpu", "bf16"), ("cuda", "fp32")):
+        with pytest.raises(EnvironmentProblem, match=r"model\.attention"):
+            choose("flash_attention_2", device, precision)
+    monkeypatch.setattr(model_module, "is_flash_attn_2_available", lambda: False)
+    assert choose("auto", "cuda") is None
+    with pytest.raises(EnvironmentProblem, match="not installed"):
+        choose("flash_attention_2", "cuda")
+
+
+def test_quantization_without_bitsandbytes(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_module, "is_bitsandbytes_available", lambda: False)
+    with pytest.raises(EnvironmentProblem, match="bitsandbytes"):
+        build(folders["llama"], model={"quantization": "nf4"})
+    notes = build(folders["llama"], model={"quantization": "auto"}).notes
+    assert any(note.startswith("quantization: none") for note in notes)
+
+
+def test_quantized_full_fine_tuning_is_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match="full fine-tuning"):
+        build(folders["llama"], model={"quantization": "int8"}, lora={"enabled": False})
+
+
+@pytest.mark.parametrize(
+    ("tokens", "pad", "note"),
+    [
+        ({}, "<pad>", None),
+        ({"pad_token": None}, "<|im_end|>", "EOS"),
+    ],
+)
+def test_pad_token(tokens: dict[str, Any], pad: str, note: str | None, tmp_path: Path) -> None:
+    make_model_folder(tmp_path, tokenizer=make_tokenizer(**tokens))
+    loaded = load_tokenizer(ModelConfig(name=str(tmp_path)))
+    assert loaded.tokenizer.pad_token == pad
+    assert len(loaded.tokenizer) <= 512
+    assert [note in text for text in loaded.notes] == ([True] if note else [])
+
+
+def test_pad_token_falls_back_to_unknown_then_fails(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(pad_token=None)
+    tokenizer.eos_token = None
+    make_model_folder(tmp_path, tokenizer=tokenizer)
+    with pytest.raises(ConfigError, match="no pad, end-of-sequence or unknown token"):
+        load_tokenizer(ModelConfig(name=str(tmp_path)))
+    tokenizer.unk_token = "<|im_start|>"
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(ModelConfig(name=str(tmp_path))).tokenizer.pad_token == "<|im_start|>"
+
+
+def test_tokenizer_larger_than_the_embeddings(folders: dict[str, Path]) -> None:
+    model = build(folders["llama"]).model
+    tokenizer = make_tokenizer()
+    check_vocabulary(model, tokenizer)
+    tokenizer.add_tokens(["<extra>"])
+    with pytest.raises(ConfigError, match="513 tokens"):
+        check_vocabulary(model, tokenizer)
+
+
+@pytest.mark.parametrize("load", [lambda name: load_tokenizer(ModelConfig(name=name)), build])
+def test_missing_model_folder_suggests_a_sibling(load: Any, folders: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"model\.name.*no folder") as caught:
+        load(str(folders["llama"]).replace("llama", "lama"))
+    assert f"did you mean {folders['llama']}?" in str(caught.value)
+
+
+def test_folder_that_is_no_model(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        build(tmp_path)
+    build(folders["llama"]).model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="is a LoRA adapter") as caught:
+        build(tmp_path)
+    assert str(folders["llama"]) in caught.value.fix
+
+
+def test_unreadable_weights(folders: dict[str, Path], tmp_path: Path) -> None:
+    make_model_folder(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"half a file")
+    with pytest.raises(ConfigError, match="could not be loaded"):
+        build(tmp_path)
+
+
+RESPONSE = httpx.Response(404, request=httpx.Request("GET", "https://hub.test"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "says"),
+    [
+        (GatedRepoError("gated", RESPONSE), EnvironmentProblem, "hf auth login"),
+        (RepositoryNotFoundError("none", RESPONSE), ConfigError, "neither a folder here nor"),
+        (RevisionNotFoundError("none", RESPONSE), ConfigError, "model.revision"),
+        (LocalEntryNotFoundError("offline"), EnvironmentProblem, "hf download owner/name"),
+        (ValueError("set trust_remote_code=True"), ConfigError, "model.trust_remote_code"),
+        (ImportError("needs einops"), EnvironmentProblem, "einops"),
+        (ValueError("unknown model type"), ConfigError, "unknown model type"),
+    ],
+)
+def test_hub_errors(raised: Exception, kind: type[RankZeroError], says: str) -> None:
+    with pytest.raises(RankZeroError) as caught, explaining_load("owner/name", "main"):
+        try:
+            raise raised
+        except OSError as error:
+            raise OSError("as transformers wraps it") from error
+    assert type(caught.value) is kind
+    assert says in str(caught.value)
+    assert caught.value.fix
+
+
+def test_hub_id_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(EnvironmentProblem, match="not on this machine"):
+        load_tokenizer(ModelConfig(name="owner-that-is-not/model-that-is-not"))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral", "phi3"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_packing_proof(architecture: str, precision: str, folders: dict[str, Path]) -> None:
+    model = build(folders[architecture], precision).model.train()
+    proof = packing_is_exact(model, 512)
+    assert proof.exact
+    assert proof.leak == 0
+    assert proof.mixing > 10 * proof.difference
+    assert model.training
+
+    plain_forward = model.forward
+    model.forward = lambda position_ids, **inputs: plain_forward(**inputs)
+    deaf = packing_is_exact(model, 512)
+    assert not deaf.exact
+    assert deaf.leak > 0

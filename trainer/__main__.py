@@ -1,0 +1,30 @@
+"""`python -m trainer --config RUN.yaml`, also under torchrun, accelerate launch and deepspeed.
+
+The `deepspeed` command may start this as a file and appends `--local_rank`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+if __package__ in (None, ""):  # started as a file: make the package importable
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from trainer.entry import run_entry
+
+
+@click.command()
+@click.option("--config", "config_path", required=True, type=click.Path(path_type=Path))
+@click.option("--local_rank", "--local-rank", type=int, hidden=True, expose_value=False)
+def main(config_path: Path) -> None:
+    """Train on this rank. CONFIG is a run config or a run directory's resolved.json."""
+    from trainer.main import run  # after run_entry has quietened the libraries
+
+    run(config_path)
+
+
+if __name__ == "__main__":
+    sys.exit(run_entry(lambda argv: main(argv, prog_name="trainer", standalone_mode=False)))

@@ -1,0 +1,23 @@
+"""The losses before the first step, so that a run can say what it changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+if TYPE_CHECKING:
+    from trainer.training import RankZeroTrainer
+
+
+class BaselineCallback(TrainerCallback):  # type: ignore[misc]
+    """Evaluates validation and test splits when training begins (the model is placed by then)."""
+
+    def __init__(self, trainer: RankZeroTrainer) -> None:
+        self.trainer = trainer
+        self.losses: dict[str, float] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.losses = self.trainer.held_out_losses()

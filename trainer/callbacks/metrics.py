@@ -1,0 +1,29 @@
+"""metrics.jsonl: every number the run logged, one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class MetricsCallback(TrainerCallback):  # type: ignore[misc]
+    """Appends each logged line. Ranks: add it on rank 0 only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        line = {"step": state.global_step, "time": round(time.time(), 3), **logs}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,143 @@
+"""Which examples a step sees, and how they are packed and split over ranks. Pure.
+
+Everything here depends on prepared metadata alone (lengths, order keys), so every rank computes
+the same answer without talking to the others. The examples of a step depend on the seed and the
+step only; the hardware decides how they are split, which changes nothing that is learned.
+
+Letters: N examples, G global batch size, W world size, K micro-batches per rank and step.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+# [rank][micro-batch] -> positions of the examples in it
+Assignment = list[list[list[int]]]
+
+
+def num_steps(num_examples: int, epochs: float, global_batch_size: int) -> int:
+    """Optimizer steps that show every example `epochs` times; the last one may run over."""
+    return max(1, math.ceil(round(num_examples * epochs, 6) / global_batch_size))
+
+
+def epochs_seen(step: int, num_examples: int, global_batch_size: int) -> float:
+    """Passes over the data after `step` optimizer steps."""
+    return step * global_batch_size / num_examples
+
+
+@lru_cache(maxsize=4)
+def _shuffled(epoch: int, num_examples: int, seed: int) -> Indices:
+    """A seeded permutation; kept, since one epoch serves many steps."""
+    order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_examples)
+    order.flags.writeable = False
+    return order.astype(np.int64, copy=False)
+
+
+def curriculum_order(order_keys: NDArray[np.float64]) -> Indices:
+    """Easy first: ascending keys, ties in file order.
+
+    Shapes: (N,) -> (N,)
+    """
+    return np.argsort(order_keys, kind="stable").astype(np.int64)
+
+
+def examples_of_step(
+    step: int,
+    *,
+    num_examples: int,
+    global_batch_size: int,
+    seed: int,
+    fixed_order: Indices | None = None,
+) -> Indices:
+    """Exactly `global_batch_size` example indices for optimizer step `step` (from 0).
+
+    The order is a seeded shuffle, new in every epoch, or `fixed_order` (N,) in all of them.
+    Epochs follow each other without a gap: a step that reaches the end of one takes its last
+    examples from the beginning of the next, so no example is dropped or padded.
+
+    Shapes: -> (G,)
+    """
+    parts: list[Indices] = []
+    position, missing = step * global_batch_size, global_batch_size
+    while missing:
+        epoch, offset = divmod(position, num_examples)
+        order = _shuffled(epoch, num_examples, seed) if fixed_order is None else fixed_order
+        part = order[offset : offset + missing]
+        parts.append(part)
+        position, missing = position + len(part), missing - len(part)
+    return np.concatenate(parts)
+
+
+def assign(
+    lengths: NDArray[np.int32], world_size: int, max_tokens: int, max_examples: int | None = None
+) -> Assignment:
+    """Split examples into W x K micro-batches of at most `max_tokens` tokens, evenly filled.
+
+    K is the smallest number that fits and is the same on every rank (ZeRO's collectives need
+    that). A rank may get an empty micro-batch when there are fewer examples than places.
+
+    Shapes: lengths (G,) -> [W][K] lists of positions 0..G-1, each in ascending order
+    Raises: ValueError when one example alone is longer than `max_tokens`.
+    """
+    if len(lengths) and int(lengths.max()) > max_tokens:
+        raise ValueError(f"an example of {int(lengths.max())} tokens exceeds {max_tokens}")
+    per_rank = max(1, math.ceil(int(lengths.sum()) / (world_size * max_tokens)))
+    if max_examples is not None:
+        per_rank = max(per_rank, math.ceil(len(lengths) / (world_size * max_examples)))
+    longest_first = [int(i) for i in np.argsort(-lengths.astype(np.int64), kind="stable")]
+    while True:
+        bins = _fill_evenly(lengths, longest_first, world_size * per_rank, max_tokens, max_examples)
+        if bins is not None:
+            return _deal(lengths, bins, world_size)
+        per_rank += 1
+
+
+def _fill_evenly(
+    lengths: NDArray[np.int32],
+    longest_first: list[int],
+    num_bins: int,
+    max_tokens: int,
+    max_examples: int | None,
+) -> list[list[int]] | None:
+    """Longest example first, each into the emptiest bin; None when one does not fit.
+
+    The emptiest bin has the most room left, so when it cannot take an example no bin can.
+    Source: Graham's LPT rule; its fullest bin is at most 4/3 of the optimum.
+    """
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    heap = [(0, number) for number in range(num_bins)]
+    for position in longest_first:
+        length = int(lengths[position])
+        tokens, number = heapq.heappop(heap)
+        while max_examples is not None and len(bins[number]) >= max_examples:
+            if not heap:
+                return None
+            tokens, number = heapq.heappop(heap)
+        if tokens + length > max_tokens:
+            return None
+        bins[number].append(position)
+        heapq.heappush(heap, (tokens + length, number))
+    return bins
+
+
+def _deal(lengths: NDArray[np.int32], bins: list[list[int]], world_size: int) -> Assignment:
+    """Give bins to ranks so that micro-batch k is about as long on every rank.
+
+    Ranks wait for each other at each micro-batch under ZeRO-3, so neighbours in size go to the
+    same k; the direction alternates so that no rank always gets the longer one.
+    """
+    by_size = sorted(bins, key=lambda members: -int(lengths[members].sum()) if members else 0)
+    ranks: Assignment = [[] for _ in range(world_size)]
+    for start in range(0, len(by_size), world_size):
+        row = by_size[start : start + world_size]
+        if (start // world_size) % 2:
+            row.reverse()
+        for rank, members in enumerate(row):
+            ranks[rank].append(sorted(members))
+    return ranks

@@ -1,0 +1,142 @@
+"""Prepared rows -> the tensors of a rank's share of one step.
+
+A micro-batch is one padding-free row: examples one after another, position ids restarting at
+each, which is how transformers keeps attention from crossing between them.
+
+Letters: T tokens of a micro-batch, L positions in it that predict a labelled token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from trainer.data.batching import Assignment, assign, curriculum_order, examples_of_step
+from trainer.data.store import PreparedSplit
+
+
+class MicroBatch(NamedTuple):
+    """One padding-free row. A named tuple, so that pinning and moving keep its type."""
+
+    input_ids: torch.Tensor  # (1, T) int64
+    position_ids: torch.Tensor  # (1, T) int64
+    label_positions: torch.Tensor  # (L,) int64, into T
+    targets: torch.Tensor  # (L,) int64, the token that follows each label position
+
+
+class StepShare(TypedDict):
+    """What one rank computes in one step; the two counts are of the whole global batch."""
+
+    micro_batches: list[MicroBatch]
+    num_labels: int
+    num_tokens: int
+
+
+def collate(rows: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> MicroBatch:
+    """Concatenate rows of (ids, loss mask). No row at all gives one token without a label.
+
+    The first token of an example is never a target: nothing of that example precedes it.
+    """
+    if not rows:
+        return MicroBatch(
+            torch.zeros(1, 1, dtype=torch.int64),
+            torch.zeros(1, 1, dtype=torch.int64),
+            torch.zeros(0, dtype=torch.int64),
+            torch.zeros(0, dtype=torch.int64),
+        )
+    ids = np.concatenate([row_ids for row_ids, _ in rows]).astype(np.int64)
+    positions = np.concatenate([np.arange(len(row_ids)) for row_ids, _ in rows])
+    labelled = np.concatenate([mask for _, mask in rows]) & (positions > 0)
+    targets = np.flatnonzero(labelled)
+    return MicroBatch(
+        torch.from_numpy(ids)[None],
+        torch.from_numpy(positions)[None],
+        torch.from_numpy(targets - 1),
+        torch.from_numpy(ids[targets]),
+    )
+
+
+class StepDataset(Dataset[StepShare]):
+    """Item t is this rank's share of optimizer step t."""
+
+    def __init__(
+        self,
+        split: PreparedSplit,
+        *,
+        num_steps: int,
+        global_batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        max_tokens: int,
+        max_examples: int | None,
+    ) -> None:
+        self.split, self.num_steps = split, num_steps
+        self.global_batch_size, self.seed = global_batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.max_tokens, self.max_examples = max_tokens, max_examples
+        keys = split.order_keys
+        self.fixed_order = None if keys is None else curriculum_order(keys)
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, step: int) -> StepShare:
+        examples = examples_of_step(
+            step,
+            num_examples=len(self.split),
+            global_batch_size=self.global_batch_size,
+            seed=self.seed,
+            fixed_order=self.fixed_order,
+        )
+        lengths = self.split.lengths[examples]
+        shares = assign(lengths, self.world_size, self.max_tokens, self.max_examples)
+        return StepShare(
+            micro_batches=[
+                collate([self.split.row(int(examples[position])) for position in members])
+                for members in shares[self.rank]
+            ],
+            num_labels=int(self.split.num_labels[examples].sum()),
+            num_tokens=int(lengths.sum()),
+        )
+
+
+class EvaluationDataset(Dataset[MicroBatch]):
+    """This rank's micro-batches of one pass over a split."""
+
+    def __init__(
+        self,
+        split: PreparedSplit,
+        *,
+        rank: int,
+        world_size: int,
+        max_tokens: int,
+        max_examples: int | None,
+    ) -> None:
+        self.split = split
+        shares: Assignment = assign(split.lengths, world_size, max_tokens, max_examples)
+        self.members = shares[rank]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: int) -> MicroBatch:
+        return collate([self.split.row(position) for position in self.members[index]])
+
+
+def make_loader(
+    dataset: Dataset[StepShare] | Dataset[MicroBatch], *, num_workers: int, pin_memory: bool
+) -> DataLoader[StepShare] | DataLoader[MicroBatch]:
+    """A loader that hands items on as they are, in order, read ahead by workers."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+    )

@@ -1,0 +1,83 @@
+"""Encoding many chunks, in this process or in several, results in the order of the chunks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain, islice
+from typing import TypeVar
+
+from trainer.data.encode import Chunk, EncodedChunk, Encoder, EncoderSettings
+from trainer.errors import EnvironmentProblem
+
+T = TypeVar("T")
+ROWS_PER_CHUNK = 1000
+# Starting processes costs about as much as encoding this many chunks.
+CHUNKS_THAT_PAY = 20
+_IN_FLIGHT_PER_WORKER = 2  # one being encoded, one waiting: bounds memory
+
+_encoder: Encoder | None = None  # one per worker process
+
+
+def encode_all(
+    chunks: Iterable[Chunk], settings: EncoderSettings, workers: int | None
+) -> Iterator[tuple[Chunk, EncodedChunk]]:
+    """Encode every chunk, in order. `workers` None: one per core once there is enough work."""
+    chunks = iter(chunks)
+    if workers is None:
+        workers = (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        )
+        head = list(islice(chunks, CHUNKS_THAT_PAY))
+        workers = workers if len(head) == CHUNKS_THAT_PAY else 1
+        chunks = chain(head, chunks)
+    if not workers or workers == 1:
+        encoder = Encoder(settings)
+        for chunk in chunks:
+            yield chunk, encoder.encode(chunk)
+        return
+    yield from _encode_in_processes(chunks, settings, workers)
+
+
+def _encode_in_processes(
+    chunks: Iterator[Chunk], settings: EncoderSettings, workers: int
+) -> Iterator[tuple[Chunk, EncodedChunk]]:
+    # spawn: forking a process whose libraries hold threads can deadlock
+    pool = ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(settings,),
+    )
+    waiting: deque[tuple[Chunk, Future[EncodedChunk]]] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append((chunk, pool.submit(_encode_in_worker, chunk)))
+            if len(waiting) >= workers * _IN_FLIGHT_PER_WORKER:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        for done, future in waiting:
+            yield done, future.result()
+    except BrokenProcessPool as error:
+        raise EnvironmentProblem(
+            "a process that prepares data died (killed, most likely for memory)",
+            fix="set data.workers: 1, or give the machine more memory",
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(settings: EncoderSettings) -> None:
+    global _encoder
+    # The processes are the parallelism; threads inside each would only compete.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _encoder = Encoder(settings)
+
+
+def _encode_in_worker(chunk: Chunk) -> EncodedChunk:
+    assert _encoder is not None  # set by the initializer
+    return _encoder.encode(chunk)

@@ -1,0 +1,153 @@
+"""The base model's tokenizer: its files (for the cache key), and what encoding needs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.config import Config, ModelConfig
+from trainer.errors import ConfigError, DataError, EnvironmentProblem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# config.json is here because it names the model type, which decides the tokenizer class.
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "spiece*",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "config.json",
+    "tokenization_*.py",
+)
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """All that encoding needs of a tokenizer. Pickles to worker processes without transformers."""
+
+    backend: str
+    """The fast tokenizer, serialised as in tokenizer.json."""
+    special_tokens: dict[str, Any]
+    eos_token: str | None
+    chat_template: str | None
+    """The tokenizer's own."""
+
+
+def tokenizer_files(model: ModelConfig) -> list[Path]:
+    """List the files that decide how text becomes ids. Fetches them for a Hub model, once."""
+    folder = Path(model.name).expanduser()
+    if not folder.is_dir():
+        folder = _hub_snapshot(model)
+    found = {file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)}
+    return sorted(file for file in found if file.is_file())
+
+
+def _hub_snapshot(model: ModelConfig) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    what = f"model.name: {model.name} is not a folder here, and"
+    try:
+        return Path(
+            snapshot_download(
+                model.name, revision=model.revision, allow_patterns=list(_TOKENIZER_FILES)
+            )
+        )
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise ConfigError(f"{what} not a model on the Hub", fix="check the name") from error
+    except (OSError, ValueError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise EnvironmentProblem(
+            f"{what} it cannot be fetched from the Hub: {first}",
+            rule="a model is a folder, or a Hub id that was fetched or can be",
+            fix="check the path, or fetch the model once where there is a network",
+        ) from error
+
+
+def load_tokenizer_facts(config: Config) -> TokenizerFacts:
+    """Load the tokenizer and keep what encoding needs. Raises ConfigError without a fast one."""
+    from transformers import AutoTokenizer, logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    model = config.model
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(Path(model.name).expanduser())
+            if Path(model.name).expanduser().is_dir()
+            else model.name,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(
+            f"model.name: no tokenizer could be loaded from {model.name}: {first}",
+            rule="the base model's folder holds its tokenizer files",
+            fix="add tokenizer.json and tokenizer_config.json, as published with the model",
+        ) from error
+    return tokenizer_facts(tokenizer)
+
+
+def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> TokenizerFacts:
+    """Keep of a loaded tokenizer what encoding needs."""
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"model.name: {type(tokenizer).__name__} is a slow tokenizer",
+            rule="masks come from character offsets, which only fast tokenizers give",
+            fix="convert it once: AutoTokenizer.from_pretrained(..., use_fast=True), then "
+            "save_pretrained, which writes tokenizer.json",
+        )
+    backend = tokenizer.backend_tokenizer
+    own = tokenizer.chat_template
+    if isinstance(own, dict):
+        own = own.get("default")
+    return TokenizerFacts(
+        backend=backend.to_str(),
+        special_tokens=dict(tokenizer.special_tokens_map),
+        eos_token=tokenizer.eos_token,
+        chat_template=own,
+    )
+
+
+def chosen_template(config: Config, facts: TokenizerFacts) -> tuple[str, str]:
+    """Return the chat template and where it comes from. Raises DataError when there is none."""
+    from trainer.data.chat import CHATML
+
+    wanted = config.data.chat_template
+    if wanted == "chatml":
+        return CHATML, "data.chat_template: chatml"
+    if wanted is not None:
+        return read_template(wanted), f"data.chat_template: {wanted}"
+    if facts.chat_template is None:
+        raise DataError(
+            f"the tokenizer of {config.model.name} has no chat template",
+            rule="rows with turns are rendered by a chat template",
+            fix="set data.chat_template: chatml, or the path of a Jinja file",
+        )
+    return facts.chat_template, "the tokenizer's own"
+
+
+def read_template(path: str) -> str:
+    """Read a Jinja file named in the config."""
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"data.chat_template: {path} cannot be read: {error}",
+            rule="`chatml`, or the path of a Jinja file",
+        ) from error
+
+
+def template_bytes(config: Config) -> Iterator[bytes]:
+    """Yield what the configured template contributes to the cache key."""
+    wanted = config.data.chat_template
+    if wanted is not None:
+        yield (wanted if wanted == "chatml" else read_template(wanted)).encode()

@@ -1,0 +1,74 @@
+"""How every trainer-side command starts and ends: quiet libraries, one exit code, no traceback."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+import click
+
+from trainer.errors import RankZeroError
+
+INTERRUPTED_BY_KEYBOARD = 130  # 128 + SIGINT, what a shell reports
+_QUIET = {
+    # Nothing is sent anywhere unless the user asked for a tracker.
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    # bitsandbytes and peft print banners at import otherwise.
+    "BITSANDBYTES_NOWELCOME": "1",
+    # Forked DataLoader workers otherwise print a page about tokenizer threads.
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+def quiet_libraries() -> None:
+    """Silence banners, progress bars and advice of the libraries; a value the user set stays.
+
+    Imports nothing heavy, so it may run first; the libraries read these variables at import.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    for category in (FutureWarning, DeprecationWarning, UserWarning):
+        for package in ("torch", "transformers", "peft", "bitsandbytes", "huggingface_hub"):
+            warnings.filterwarnings("ignore", category=category, module=rf"{package}(\.|$)")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # one line per int8 product on CPU
+    # Imported before us, these read the variables too early.
+    hub = sys.modules.get("huggingface_hub.constants")
+    if hub is not None:
+        hub.HF_HUB_DISABLE_TELEMETRY = os.environ["HF_HUB_DISABLE_TELEMETRY"] != "0"  # type: ignore[attr-defined]
+    transformers = sys.modules.get("transformers")
+    if transformers is not None:
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+
+
+def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
+    """Run `main` with the command's arguments (`sys.argv[1:]`) and return the exit code.
+
+    A RankZeroError is printed on stderr and gives its own code; Ctrl-C gives 130. Anything else is
+    a bug and keeps its traceback. Click commands are called with `standalone_mode=False`.
+    """
+    quiet_libraries()
+    try:
+        main(sys.argv[1:] if argv is None else argv)
+    except RankZeroError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED_BY_KEYBOARD
+    except click.ClickException as error:  # a wrong option; `standalone_mode=False` lets it out
+        error.show()
+        return error.exit_code
+    except click.Abort:  # Ctrl-C inside click
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED_BY_KEYBOARD
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0

@@ -1,0 +1,240 @@
+"""Answers from trained models, side by side: one prompt, or a chat.
+
+`python -m trainer.generation MODEL... [--prompt P] [--system S] [--max-new-tokens N] [--json]`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import click
+import torch
+from jinja2 import TemplateError
+from peft import PeftModel
+from rich.console import Console
+from rich.table import Table
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from trainer.entry import run_entry
+from trainer.errors import ConfigError
+from trainer.model_source import check_model_folder, expanded, explaining_load
+from trainer.precision import choose_device, choose_precision, probe_native_bf16
+from trainer.tokenizer import find_tokenizer
+from trainer.trained_model import TrainedModel, find_trained_model, read_run_system_prompt
+
+Message = dict[str, str]  # role, content
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One model's answer to one prompt, as `--json` prints it."""
+
+    model: str
+    prompt: str
+    answer: str
+    num_tokens: int
+    """Tokens of the answer, the end-of-sequence token left out."""
+
+
+class Speaker:
+    """A loaded model and its side of the conversation."""
+
+    def __init__(
+        self,
+        label: str,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        system: str | None,
+    ) -> None:
+        self.label, self.model, self.tokenizer = label, model.eval(), tokenizer
+        self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
+
+    def answer(self, prompt: str, max_new_tokens: int) -> Answer:
+        """Answer greedily, and remember both turns.
+
+        Raises: ConfigError when the chat template refuses the conversation.
+        """
+        self.messages.append({"role": "user", "content": prompt})
+        tokens = generate(self.model, self.tokenizer, self._input_ids(), max_new_tokens)
+        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        self.messages.append({"role": "assistant", "content": text})
+        return Answer(self.label, prompt, text, len(tokens))
+
+    def _input_ids(self) -> torch.Tensor:
+        """Render the conversation. Shapes: [1, T]."""
+        if not self.tokenizer.chat_template:
+            text = "\n\n".join(message["content"] for message in self.messages)
+            ids: torch.Tensor = self.tokenizer(text, return_tensors="pt").input_ids
+            return ids
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                self.messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        except TemplateError as error:
+            raise ConfigError(
+                f"the chat template of {self.label} refuses this conversation: {error}",
+                rule="a template decides which roles it knows",
+                fix="leave --system out, and put its text into the prompt",
+            ) from error
+        return torch.as_tensor(rendered["input_ids"])  # type: ignore[index, call-overload]
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    input_ids: torch.Tensor,
+    max_new_tokens: int,
+) -> list[int]:
+    """Generate greedily and return the new tokens, the end-of-sequence token left out.
+
+    Stops at the model's own end tokens and at the tokenizer's, which differ for models whose chat
+    format was added later. Shapes: input_ids [1, T].
+    """
+    ends = _end_tokens(model, tokenizer)
+    # The model's own settings (temperature, penalties) would fill whatever is left unset here.
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=ends or None,
+        pad_token_id=tokenizer.pad_token_id
+        if tokenizer.pad_token_id is not None
+        else (ends or [0])[0],
+    )
+    owner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    before, owner.generation_config = owner.generation_config, settings
+    try:
+        ids = input_ids.to(model.device)
+        output = owner.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
+    finally:
+        owner.generation_config = before
+    new: list[int] = output[0, input_ids.shape[1] :].tolist()
+    return new[:-1] if new and new[-1] in ends else new
+
+
+def load_speaker(found: TrainedModel, system: str | None, device: torch.device) -> Speaker:
+    """Load a model (and its adapter, unmerged) onto `device` in its fastest safe precision.
+
+    Raises: ConfigError, EnvironmentProblem.
+    """
+    choice = choose_precision("auto", device.type, native_bf16=probe_native_bf16(device.type))
+    base = expanded(found.base)
+    check_model_folder(base, field="model")
+    with explaining_load(base, found.revision, field="model"):
+        model: PreTrainedModel | PeftModel = AutoModelForCausalLM.from_pretrained(
+            base, revision=found.revision, dtype=choice.dtype, device_map={"": device}
+        )
+    if found.adapter is not None:
+        with explaining_load(str(found.adapter), field="adapter"):
+            model = PeftModel.from_pretrained(model, found.adapter)
+        # Modules trained in full were saved in float32; generation has one type throughout.
+        model = model.to(choice.dtype)
+    tokenizer = find_tokenizer(found.adapter, base, found.revision)
+    return Speaker(found.label, model, tokenizer, system)
+
+
+def answer_all(
+    targets: Sequence[TrainedModel],
+    prompts: Iterable[str],
+    system: str | None,
+    max_new_tokens: int,
+) -> Iterator[list[Answer]]:
+    """Yield the answers of all models to one prompt after another, in one conversation each."""
+    device = choose_device()
+    speakers = [load_speaker(found, system, device) for found in targets]
+    for prompt in prompts:
+        yield [speaker.answer(prompt, max_new_tokens) for speaker in speakers]
+
+
+def show(answers: Sequence[Answer], console: Console) -> None:
+    """Print answers as columns on a terminal, as labelled blocks elsewhere."""
+    if len(answers) == 1:
+        console.print(answers[0].answer, markup=False, highlight=False, soft_wrap=True)
+        return
+    if not console.is_terminal:
+        for answer in answers:
+            block = f"== {answer.model}\n{answer.answer}\n"
+            console.print(block, markup=False, highlight=False, soft_wrap=True)
+        return
+    table = Table(*(answer.model for answer in answers), expand=True)
+    table.add_row(*(answer.answer for answer in answers))
+    console.print(table, markup=False)
+
+
+def system_prompt_for(targets: Sequence[str], given: str | None) -> str | None:
+    """Use `--system`, else the first run's system prompt for all models, said on stderr."""
+    if given is not None:
+        return given or None
+    for target in targets:
+        prompt = read_run_system_prompt(target)
+        if prompt:
+            click.echo(f"system prompt of {target}, for every model: {prompt}", err=True)
+            return prompt
+    return None
+
+
+def _end_tokens(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    own = model.generation_config.eos_token_id
+    ends = list(own) if isinstance(own, list) else [own]
+    return list(dict.fromkeys(e for e in (*ends, tokenizer.eos_token_id) if e is not None))
+
+
+def _turns() -> Iterator[str]:
+    """Read one prompt per line from the terminal or a pipe; Ctrl-D ends."""
+    is_interactive = sys.stdin.isatty()
+    while True:
+        if is_interactive:
+            click.echo("> ", nl=False, err=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--prompt", help="Answer this and end. Without it: a chat, one line per turn.")
+@click.option("--system", help="System prompt. Default: the run's own; '' for none.")
+@click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
+def command(
+    models: tuple[str, ...],
+    prompt: str | None,
+    system: str | None,
+    max_new_tokens: int,
+    as_json: bool,
+) -> None:
+    """Answer with each MODEL: a run directory, a model or adapter folder, or a Hub id."""
+    targets = [find_trained_model(name) for name in models]
+    system = system_prompt_for(models, system)
+    console = Console()
+    collected: list[Answer] = []
+    prompts = _turns() if prompt is None else iter([prompt])
+    for answers in answer_all(targets, prompts, system, max_new_tokens):
+        if as_json:
+            collected.extend(answers)
+        else:
+            show(answers, console)
+    if as_json:
+        rows = [dataclasses.asdict(answer) for answer in collected]
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+
+
+def main(argv: list[str]) -> None:
+    command.main(args=argv, prog_name="python -m trainer.generation", standalone_mode=False)
+
+
+if __name__ == "__main__":
+    sys.exit(run_entry(main))

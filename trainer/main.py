@@ -1,0 +1,189 @@
+"""The story of a run: data, model, training, and what is left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import TrainerCallback, set_seed
+
+from trainer.callbacks.baseline import BaselineCallback
+from trainer.callbacks.best_model import BestModelCallback, EarlyStoppingCallback
+from trainer.callbacks.cadence import CadenceCallback
+from trainer.callbacks.metrics import MetricsCallback
+from trainer.callbacks.progress import ProgressCallback
+from trainer.config import Config, load_config
+from trainer.data.store import PreparedData
+from trainer.deepspeed_setup import deepspeed_arguments
+from trainer.failures import explained
+from trainer.loss import can_select_logits
+from trainer.memory_report import memory_line
+from trainer.merge import merge_adapter
+from trainer.model import build_model, load_tokenizer, parameter_line
+from trainer.packing_proof import packing_is_exact
+from trainer.precision import choose_device, choose_precision, probe_native_bf16
+from trainer.prepared_data import counts_line, longest_example, prepared_for_rank, required_split
+from trainer.results import RunResults
+from trainer.run_directory import RunDirectory, write_json
+from trainer.schedule import BatchPlan, make_batch_plan
+from trainer.status import write_completed, write_failed, write_running
+from trainer.tracking import tracker_environment
+from trainer.training import RankZeroTrainer, build_training_arguments, to_training_arguments
+from trainer.weights import load_weights, write_weights
+from trainer.world import World, read_world
+
+
+def run(config_path: Path) -> None:
+    """Train as the config says, from nothing to the files in its run directory."""
+    config = load_config(config_path)
+    world = read_world()
+    directory = RunDirectory(Path(config.output_dir))
+    if world.is_rank_zero:
+        directory.claim()
+        write_running(directory)
+        write_json(directory.resolved_config, config.model_dump(mode="json"))
+    try:
+        Session(config, world, directory).run()
+    except BaseException as error:
+        known = explained(error)
+        write_failed(directory, world, known)
+        raise known from error
+    if world.is_rank_zero:
+        write_completed(directory)
+
+
+class Session:
+    """One run on this rank. Ranks: every method is called on all of them."""
+
+    def __init__(self, config: Config, world: World, directory: RunDirectory) -> None:
+        self.config, self.world, self.directory = config, world, directory
+        self.console = Console(stderr=True, quiet=not world.is_rank_zero, highlight=False, soft_wrap=True)
+        self.baseline: BaselineCallback | None = None
+        self.best: BestModelCallback | None = None
+        self.early_stopping: EarlyStoppingCallback | None = None
+
+    def run(self) -> None:
+        data = prepared_for_rank(self.config, self.world, self.directory)
+        self.console.print(counts_line(data))
+        trainer = self.build_trainer(data)
+        output = trainer.train()
+        results = self.finish(trainer, output.metrics)
+        self.leave_process_group()
+        if self.world.is_rank_zero:
+            self.merge()
+            results.write(self.directory.summary)
+            self.console.print(results.text(self.directory))
+
+    def build_trainer(self, data: PreparedData) -> RankZeroTrainer:
+        """Everything that must exist before the first step; joins the process group."""
+        config = self.config
+        device_type = choose_device().type
+        engine = deepspeed_arguments(config.training, self.world, device_type)
+        precision = choose_precision(
+            config.training.precision, device_type, native_bf16=probe_native_bf16(device_type)
+        )
+        plan = make_batch_plan(
+            config,
+            num_examples=len(required_split(data, "train")),
+            longest_tokens=longest_example(data),
+            world_size=self.world.world_size,
+        )
+        tracker_environment(config.tracking, self.directory)
+        # Before the model: this is where a rank learns its device, and ZeRO-3 how to load.
+        arguments = build_training_arguments(
+            to_training_arguments(
+                config,
+                plan,
+                precision=precision.precision,
+                device_type=device_type,
+                directory=self.directory,
+            )
+            | engine
+        )
+        set_seed(config.seed)
+        built = build_model(config, device=arguments.device, precision=precision.precision)
+        tokenizer = load_tokenizer(config.model)
+        plan = dataclasses.replace(plan, can_pack=self.prove_packing(built.model))
+        for line in (
+            f"precision: {precision.precision} ({precision.reason})",
+            *tokenizer.notes,
+            *built.notes,
+            plan.line(self.world.world_size),
+            parameter_line(built.model),
+            memory_line(arguments.device),
+        ):
+            self.console.print(line)
+        trainer = RankZeroTrainer(
+            config=config,
+            plan=plan,
+            data=data,
+            world=self.world,
+            select_logits=can_select_logits(built.model),
+            model=built.model,
+            args=arguments,
+            processing_class=tokenizer.tokenizer,
+        )
+        for callback in self.callbacks(trainer, plan):
+            trainer.add_callback(callback)
+        return trainer
+
+    def prove_packing(self, model: torch.nn.Module) -> bool:
+        """Whether several examples may share a row: measured on this model, before it trains."""
+        if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+            # A forward pass needs the engine, the engine needs the plan, and the plan this.
+            self.console.print("packing: on (under ZeRO-3 the start-up proof is left out)")
+            return True
+        proof = packing_is_exact(model, model.get_input_embeddings().num_embeddings)
+        self.console.print(f"packing: {'on' if proof.exact else 'off'} ({proof.reason})")
+        return proof.exact
+
+    def callbacks(self, trainer: RankZeroTrainer, plan: BatchPlan) -> list[TrainerCallback]:
+        """In the order they run: the cadence sets the epoch that the others read."""
+        evaluation = self.config.evaluation
+        has_validation = trainer.data.split("validation") is not None
+        callbacks = [CadenceCallback(self.config, plan, has_validation=has_validation)]
+        if self.world.is_rank_zero:
+            callbacks.append(MetricsCallback(self.directory.metrics))
+            callbacks.append(ProgressCallback(self.console, plan.num_steps))
+        if has_validation:
+            write_best = partial(write_weights, trainer, self.directory.best_model)
+            self.best = BestModelCallback(write_best)
+            self.early_stopping = EarlyStoppingCallback(evaluation)
+            callbacks += [self.best, self.early_stopping]
+        if evaluation.at_start:
+            self.baseline = BaselineCallback(trainer)
+            callbacks.append(self.baseline)
+        return callbacks
+
+    def finish(self, trainer: RankZeroTrainer, metrics: dict[str, float]) -> RunResults:
+        """Take the best weights, measure the held-out splits, write the result."""
+        if self.best and self.best.best_step and self.config.evaluation.load_best:
+            load_weights(trainer, self.directory.best_model)
+        after = trainer.held_out_losses()
+        is_lora = self.config.lora.enabled
+        write_weights(trainer, self.directory.adapter if is_lora else self.directory.model)
+        return RunResults(
+            before=self.baseline.losses if self.baseline else {},
+            after=after,
+            steps=trainer.state.global_step,
+            examples=trainer.state.global_step * trainer.plan.global_batch_size,
+            tokens=trainer.tokens_seen,
+            runtime_seconds=metrics["train_runtime"],
+            train_loss=metrics["train_loss"],
+            best_step=self.best.best_step if self.best else None,
+            stopped_early=bool(self.early_stopping and self.early_stopping.has_stopped),
+        )
+
+    def leave_process_group(self) -> None:
+        """What follows is rank 0's alone; the others must not wait for it."""
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def merge(self) -> None:
+        """Ranks: rank 0 only."""
+        if self.config.merge.after_training and self.config.lora.enabled:
+            self.console.print("merging the adapter into the base model")
+            merge_adapter(self.directory.adapter, self.directory.merged, base=None)

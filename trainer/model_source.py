@@ -1,0 +1,158 @@
+"""Where a base model comes from (a folder or the Hub), and what is wrong when it does not load."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+
+from trainer.errors import ConfigError, EnvironmentProblem, RankZeroError
+
+_FIELD = "model.name"
+
+
+def looks_like_path(name: str) -> bool:
+    """Tell a folder that may be missing from a Hub id (`owner/name` or `name`)."""
+    if name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1:
+        return True
+    parent = Path(name).parent
+    return parent != Path(".") and parent.is_dir()
+
+
+def check_model_folder(name: str, field: str = _FIELD) -> None:
+    """Check a folder's presence before any library turns it into a Hub request.
+
+    Raises: ConfigError for a missing folder, one without a model, or an adapter folder.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if folder.is_file():
+            raise ConfigError(f"{field}: {name} is a file", fix="give the folder that holds it")
+        if looks_like_path(name):
+            raise _missing_folder(name, folder, field)
+        return
+    if (folder / "config.json").is_file():
+        return
+    if (folder / "adapter_config.json").is_file():
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        raise ConfigError(
+            f"{field}: {name} is a LoRA adapter, not a base model",
+            rule="training and merging start from a whole model",
+            fix=f"give its base model ({base.get('base_model_name_or_path')}), or merge it first",
+        )
+    raise ConfigError(
+        f"{field}: {name} holds no config.json",
+        rule="a model folder holds config.json, weights and tokenizer files",
+        fix="give the folder written by save_pretrained, or a Hub snapshot",
+    )
+
+
+def expanded(name: str) -> str:
+    """Expand `~` in a folder name; a Hub id stays as it is."""
+    return os.path.expanduser(name)
+
+
+@contextmanager
+def explaining_load(name: str, revision: str | None = None, field: str = _FIELD) -> Iterator[None]:
+    """Turn the libraries' loading errors into one message with one fix.
+
+    Raises: ConfigError for a wrong name, revision or kind of model; EnvironmentProblem for access,
+        network and missing libraries. What is not about loading passes through.
+    """
+    try:
+        yield
+    except (OSError, ValueError, ImportError, SafetensorError, HFValidationError) as error:
+        raise _explained(error, name, revision, field) from error
+
+
+def _explained(error: Exception, name: str, revision: str | None, field: str) -> RankZeroError:
+    """Classify by the exception the Hub client raised, wherever in the chain it sits."""
+    chain = list(_causes(error))
+
+    def caused_by(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in chain)
+
+    if caused_by(GatedRepoError):
+        return EnvironmentProblem(
+            f"{field}: {name} is gated and this machine has no access",
+            rule="a gated model needs its licence accepted and a Hub token (HF_TOKEN)",
+            fix=f"accept the licence at https://huggingface.co/{name}, then run `hf auth login`",
+        )
+    if caused_by(RevisionNotFoundError):
+        return ConfigError(
+            f"model.revision: {name} has no revision {revision!r}",
+            rule="a revision is a branch, a tag or a commit of the model",
+            fix=f"choose one from https://huggingface.co/{name}/commits/main",
+        )
+    if caused_by(RepositoryNotFoundError, HFValidationError):
+        return ConfigError(
+            f"{field}: {name!r} is neither a folder here nor a model on the Hub",
+            rule="a model is a folder, or a Hub id owner/name (private ones need HF_TOKEN)",
+            fix="check the spelling, or give the path of a model folder",
+        )
+    if caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, ConnectionError):
+        return EnvironmentProblem(
+            f"{field}: {name} is not on this machine and the Hub cannot be reached",
+            rule="a Hub id must be in the local cache, or the Hub reachable (HF_HUB_OFFLINE unset)",
+            fix=f"run `hf download {name}` where there is network, or give a model folder",
+        )
+    return _explained_by_kind(error, name, field)
+
+
+def _explained_by_kind(error: Exception, name: str, field: str) -> RankZeroError:
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if "trust_remote_code" in str(error):
+        return ConfigError(
+            f"model.trust_remote_code: {name} ships its own code, and running it is off",
+            rule="code from a model repository runs only when you say so",
+            fix="read that code, then set model.trust_remote_code to true",
+        )
+    if isinstance(error, ImportError):
+        return EnvironmentProblem(
+            f"{field}: {name} needs a library that is not installed: {first_line}",
+            rule="every library a model uses must be importable",
+            fix="install the library named above",
+        )
+    return ConfigError(
+        f"{field}: {name} could not be loaded: {first_line}",
+        rule="a model is complete and of a kind the installed transformers knows",
+        fix="check that its files are complete, or choose a supported causal language model",
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _missing_folder(name: str, folder: Path, field: str) -> ConfigError:
+    siblings = (
+        [child.name for child in folder.parent.iterdir() if child.is_dir()]
+        if folder.parent.is_dir()
+        else []
+    )
+    close = difflib.get_close_matches(folder.name, siblings, n=1)
+    fix = (
+        f"did you mean {folder.parent / close[0]}?"
+        if close
+        else "check the path (relative paths start at the working directory)"
+    )
+    return ConfigError(
+        f"{field}: there is no folder {name}", rule="a model is a folder, or a Hub id", fix=fix
+    )

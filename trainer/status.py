@@ -1,0 +1,57 @@
+"""status.json: how the run stands, in one place. Launchers lose exit codes; this file does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import RankZeroError
+from trainer.run_directory import RunDirectory, write_json
+from trainer.world import World
+
+TERMINATION_LOG = Path("/dev/termination-log")
+"""Kubernetes shows what a container writes here. Source: terminationMessagePath's default."""
+
+
+def write_running(run: RunDirectory) -> None:
+    """Ranks: rank 0 only."""
+    write_json(run.status, {"state": "running", "pid": os.getpid(), "started": time.time()})
+
+
+def write_completed(run: RunDirectory) -> None:
+    """Ranks: rank 0 only."""
+    write_json(run.status, {"state": "completed", "exit_code": 0, "ended": time.time()})
+
+
+def write_failed(run: RunDirectory, world: World, error: BaseException) -> None:
+    """Record a failure, unless another rank's is there: the first one is the cause.
+
+    Ranks: the failing one.
+    """
+    if not run.path.is_dir() or read_status(run).get("state") == "failed":
+        return
+    known = isinstance(error, RankZeroError)
+    record = {
+        "state": "failed",
+        "exit_code": error.exit_code if known else RankZeroError.exit_code,
+        "rank": world.rank,
+        "error": type(error).__name__,
+        "message": error.what if known else str(error),
+        "remedy": error.fix if known else "",
+        "ended": time.time(),
+    }
+    write_json(run.status, record)
+    if TERMINATION_LOG.exists() and os.access(TERMINATION_LOG, os.W_OK):
+        TERMINATION_LOG.write_text(json.dumps(record), encoding="utf-8")
+
+
+def read_status(run: RunDirectory) -> dict[str, Any]:
+    """Return the last record; empty when there is none yet."""
+    try:
+        content = json.loads(run.status.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}

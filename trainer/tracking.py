@@ -1,0 +1,42 @@
+"""Trackers get the run's name, project and folder through the variables they read."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+from trainer.config import TrackingConfig
+from trainer.errors import EnvironmentProblem
+from trainer.run_directory import RunDirectory
+
+_MODULES = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "trackio": "trackio",
+}
+
+
+def tracker_environment(config: TrackingConfig, directory: RunDirectory) -> None:
+    """Set the variables that transformers' tracker integrations read; a user's own value stays.
+
+    Raises: EnvironmentProblem when a tracker is not installed.
+    """
+    missing = [name for name in config.to if importlib.util.find_spec(_MODULES[name]) is None]
+    if missing:
+        raise EnvironmentProblem(
+            f"tracking.to: {', '.join(missing)} is not installed",
+            rule="every tracker named in tracking.to must be importable",
+            fix=f"pip install {' '.join(missing)}, or take it out of tracking.to",
+        )
+    variables = {
+        "TENSORBOARD_LOGGING_DIR": str(directory.tensorboard),
+        "WANDB_PROJECT": config.project,
+        "WANDB_DIR": str(directory.path),
+        "MLFLOW_EXPERIMENT_NAME": config.project,
+        # Files under the run directory unless a server is named.
+        "MLFLOW_TRACKING_URI": f"sqlite:///{directory.path.resolve()}/mlflow.db",
+        "TRACKIO_DIR": str(directory.path / "trackio"),
+    }
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,126 @@
+"""What a path given to merge or generate holds: a run, an adapter, or a whole model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import ConfigError
+from trainer.model_source import looks_like_path
+
+ADAPTER, MERGED, MODEL = "adapter", "merged", "model"  # folders of a run directory
+_ADAPTER_CONFIG = "adapter_config.json"
+_RESOLVED_CONFIG = "resolved.json"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A whole model (folder or Hub id), and the adapter to put on it, if any."""
+
+    label: str
+    base: str
+    adapter: Path | None = None
+    revision: str | None = None
+
+
+def is_run(folder: Path) -> bool:
+    """Tell a run directory from a model folder."""
+    if (folder / "config.json").is_file() or (folder / _ADAPTER_CONFIG).is_file():
+        return False
+    return any((folder / name).exists() for name in (_RESOLVED_CONFIG, ADAPTER, MERGED, MODEL))
+
+
+def find_trained_model(target: str) -> TrainedModel:
+    """Find what to load for TARGET: in a run `merged/`, else base + `adapter/`, else `model/`.
+
+    Raises: ConfigError when the folder is missing or holds no model.
+    """
+    folder = Path(target).expanduser()
+    if not folder.is_dir():
+        if looks_like_path(target):
+            raise ConfigError(
+                f"there is no folder {target}",
+                rule="a model is a run directory, a model or adapter folder, or a Hub id",
+                fix="check the path",
+            )
+        return TrainedModel(target, target)
+    if not is_run(folder):
+        if (folder / _ADAPTER_CONFIG).is_file():
+            return _on_its_base(target, folder)
+        return TrainedModel(target, str(folder))
+    if (folder / MERGED / "config.json").is_file():
+        return TrainedModel(target, str(folder / MERGED))
+    if (folder / ADAPTER / _ADAPTER_CONFIG).is_file():
+        return _on_its_base(target, folder / ADAPTER)
+    if (folder / MODEL / "config.json").is_file():
+        return TrainedModel(target, str(folder / MODEL))
+    raise ConfigError(
+        f"the run {target} holds no trained model yet",
+        rule="a finished run has adapter/, merged/ or model/",
+        fix=f"finish it with --resume, or give a checkpoint: {folder}/checkpoints/step-N",
+    )
+
+
+def find_adapter(target: str) -> tuple[Path, Path]:
+    """Find the adapter to merge, and where the merged model goes by default.
+
+    Raises: ConfigError when there is no adapter, or nothing to merge.
+    """
+    folder = Path(target).expanduser()
+    if (folder / _ADAPTER_CONFIG).is_file():
+        return folder, folder.parent / MERGED
+    if (folder / ADAPTER / _ADAPTER_CONFIG).is_file():
+        return folder / ADAPTER, folder / MERGED
+    if (folder / MODEL / "config.json").is_file() or (folder / "config.json").is_file():
+        whole = folder / MODEL if (folder / MODEL).is_dir() else folder
+        raise ConfigError(
+            f"there is nothing to merge in {target}",
+            rule="only LoRA adapters are merged; full fine-tuning leaves a whole model",
+            fix=f"use {whole} as it is",
+        )
+    state = "holds no adapter" if folder.is_dir() else "is not a folder"
+    raise ConfigError(
+        f"{target} {state}",
+        rule="merge takes a run directory with adapter/, or a PEFT adapter folder",
+        fix=f"give the run directory, or a checkpoint: {folder}/checkpoints/step-N",
+    )
+
+
+def read_adapter_config(adapter: Path) -> dict[str, Any]:
+    """Read PEFT's description of an adapter.
+
+    Raises: ConfigError when it is not JSON or names no base model.
+    """
+    try:
+        values: dict[str, Any] = json.loads((adapter / _ADAPTER_CONFIG).read_text("utf-8"))
+    except ValueError as error:
+        raise ConfigError(
+            f"{adapter / _ADAPTER_CONFIG} is not JSON: {error}",
+            rule="an adapter folder is as save_pretrained wrote it",
+            fix="copy it again from where it was trained",
+        ) from error
+    return values
+
+
+def read_run_system_prompt(target: str) -> str | None:
+    """Read the system prompt a run was trained with, if TARGET is a run that had one."""
+    resolved = Path(target).expanduser() / _RESOLVED_CONFIG
+    if not resolved.is_file():
+        return None
+    data = json.loads(resolved.read_text("utf-8")).get("data") or {}
+    prompt: str | None = data.get("system_prompt")
+    return prompt
+
+
+def _on_its_base(label: str, adapter: Path) -> TrainedModel:
+    values = read_adapter_config(adapter)
+    base = values.get("base_model_name_or_path")
+    if not base:
+        raise ConfigError(
+            f"the adapter {adapter} does not say which base model it belongs to",
+            rule="adapter_config.json names it in base_model_name_or_path",
+            fix="add it there, or merge the adapter with --base",
+        )
+    return TrainedModel(label, str(base), adapter, values.get("revision"))

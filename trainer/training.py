@@ -1,0 +1,292 @@
+"""The training loop: transformers' Trainer, subclassed where one step is one global batch.
+
+In Trainer's terms `gradient_accumulation_steps` is 1 and a batch is this rank's share of a step
+(`StepShare`); `training_step` walks through its micro-batches and lets gradients meet other ranks
+on the last one only.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from trainer.config import Config
+from trainer.data.collate import (
+    EvaluationDataset,
+    MicroBatch,
+    StepDataset,
+    StepShare,
+    make_loader,
+)
+from trainer.data.store import PreparedData, PreparedSplit
+from trainer.errors import TrainingFailed
+from trainer.loss import summed_loss
+from trainer.memory_report import memory_metrics
+from trainer.run_directory import RunDirectory
+from trainer.schedule import BatchPlan, scheduler_arguments
+from trainer.world import World
+
+
+def to_training_arguments(
+    config: Config, plan: BatchPlan, *, precision: str, device_type: str, directory: RunDirectory
+) -> dict[str, Any]:
+    """Translate the config into the keyword arguments of `TrainingArguments`. Pure."""
+    training = config.training
+    return {
+        "output_dir": str(directory.checkpoints),
+        "max_steps": plan.num_steps,
+        "per_device_train_batch_size": 1,  # one StepShare
+        "gradient_accumulation_steps": 1,
+        "learning_rate": training.learning_rate,
+        **scheduler_arguments(training),
+        "warmup_steps": plan.warmup_steps,
+        "optim": training.optimizer,
+        "adam_beta1": training.adam_beta1,
+        "adam_beta2": training.adam_beta2,
+        "adam_epsilon": training.adam_epsilon,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "neftune_noise_alpha": training.neftune_noise_alpha,
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "use_cpu": device_type == "cpu",
+        "seed": config.seed,
+        "logging_steps": training.logging_steps,
+        "logging_first_step": True,
+        # It would ask the device for the loss at every step; `log` checks it where it is known.
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "no",  # callbacks/cadence.py decides
+        "save_strategy": "no",
+        "save_total_limit": config.checkpoint.keep_last,
+        "report_to": list(config.tracking.to) or "none",
+        "run_name": config.tracking.run_name or directory.path.name,
+        "project": config.tracking.project,
+        "disable_tqdm": True,  # callbacks/progress.py draws
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,
+        "remove_unused_columns": False,
+    }
+
+
+def build_training_arguments(arguments: dict[str, Any]) -> TrainingArguments:
+    """Make the real thing; this joins the process group when there are several ranks."""
+    built = TrainingArguments(**arguments)
+    # Trainer would wrap the model in DataParallel when one process sees several GPUs.
+    built._n_gpu = min(built.n_gpu, 1)
+    return built
+
+
+class RankZeroTrainer(Trainer):  # type: ignore[misc]
+    """Trainer whose step is exactly one global batch, on any number of ranks."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        plan: BatchPlan,
+        data: PreparedData,
+        world: World,
+        select_logits: bool,
+        **arguments: Any,
+    ) -> None:
+        self.config, self.plan, self.data, self.world = config, plan, data, world
+        self.select_logits = select_logits
+        self.tokens_seen = 0  # by all ranks together
+        self._tokens_at_log, self._time_at_log = 0, time.perf_counter()
+        super().__init__(**arguments)
+        self.remove_callback(PrinterCallback)
+
+    # -- data ---------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[StepShare]:
+        """The steps of the run, read as they are: Accelerate would shard them a second time."""
+        dataset = StepDataset(
+            self._split("train"),
+            num_steps=self.plan.num_steps,
+            global_batch_size=self.plan.global_batch_size,
+            seed=self.config.seed,
+            rank=self.world.rank,
+            world_size=self.world.world_size,
+            max_tokens=self.plan.max_tokens,
+            max_examples=self.plan.max_examples,
+        )
+        return self._loader(dataset)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[MicroBatch]:
+        """This rank's micro-batches of a split, given by name."""
+        dataset = EvaluationDataset(
+            self._split(eval_dataset or "validation"),
+            rank=self.world.rank,
+            world_size=self.world.world_size,
+            max_tokens=self.plan.max_evaluation_tokens,
+            max_examples=self.plan.max_examples,
+        )
+        return self._loader(dataset)
+
+    def _split(self, name: str) -> PreparedSplit:
+        split = self.data.split(name)
+        if split is None:
+            raise ValueError(f"the data has no {name} split")
+        return split
+
+    def _loader(self, dataset: StepDataset | EvaluationDataset) -> DataLoader[Any]:
+        training = self.config.training
+        return make_loader(
+            dataset,
+            num_workers=training.dataloader_workers,
+            pin_memory=training.dataloader_pin_memory and self.args.device.type == "cuda",
+        )
+
+    # -- one step -----------------------------------------------------------------------------
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: StepShare,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Backward through all micro-batches; returns this rank's part of the step's mean loss.
+
+        The loss of a micro-batch is its sum over labelled tokens x W / labelled tokens of the
+        global batch: data parallelism averages over the W ranks, so the gradient is that of the
+        mean over every labelled token of the step, however the step is cut.
+        """
+        model.train()
+        micro_batches = inputs["micro_batches"]
+        scale = self.world.world_size / max(1, inputs["num_labels"])
+        total = torch.zeros((), device=self.args.device)
+        for number, micro_batch in enumerate(micro_batches, 1):
+            with self._gradient_sync(model, is_last=number == len(micro_batches)):
+                moved = MicroBatch(*(self._to_device(tensor) for tensor in micro_batch))
+                loss = scale * summed_loss(model, moved, select_logits=self.select_logits)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        self.tokens_seen += inputs["num_tokens"]
+        return total
+
+    def _gradient_sync(self, model: torch.nn.Module, *, is_last: bool) -> Any:
+        """Accumulate locally, and let gradients meet the other ranks on the last micro-batch.
+
+        DeepSpeed reads its accumulation boundary from the same flag.
+        """
+        self.accelerator.gradient_state._set_sync_gradients(is_last)
+        if is_last or self.is_deepspeed_enabled:
+            return nullcontext()
+        return self.accelerator.no_sync(model)
+
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.args.device, non_blocking=True)
+
+    # -- evaluation ---------------------------------------------------------------------------
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[MicroBatch],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Mean loss over every labelled token of a split; the same on any number of ranks."""
+        model = self._model_for_evaluation()
+        was_training = model.training
+        model.eval()
+        losses, num_labels_here = [], 0
+        with torch.no_grad():
+            for micro_batch in dataloader:
+                moved = MicroBatch(*(self._to_device(tensor) for tensor in micro_batch))
+                losses.append(summed_loss(model, moved, select_logits=self.select_logits))
+                num_labels_here += len(moved.targets)
+        model.train(was_training)
+        # To the host first: MPS has no float64.
+        loss_sum_here = torch.stack(losses).cpu().double().sum()
+        loss_sum, num_labels = self._sum_over_ranks(
+            torch.stack([loss_sum_here, torch.tensor(float(num_labels_here)).double()])
+        )
+        metrics = {
+            f"{metric_key_prefix}_loss": loss_sum / max(1.0, num_labels),
+            f"{metric_key_prefix}_labels": int(num_labels),
+        }
+        return EvalLoopOutput(
+            predictions=None,
+            label_ids=None,
+            metrics=metrics,
+            num_samples=len(dataloader.dataset.split),  # type: ignore[attr-defined]
+        )
+
+    def evaluate(self, *arguments: Any, **keywords: Any) -> dict[str, float]:
+        """As Trainer's; its time does not count as training time."""
+        with self._clock_stopped():
+            metrics: dict[str, float] = super().evaluate(*arguments, **keywords)
+        return metrics
+
+    def held_out_losses(self) -> dict[str, float]:
+        """Loss of the validation and test splits, as far as there are any."""
+        losses = {}
+        for split, prefix in (("validation", "eval"), ("test", "test")):
+            if self.data.split(split) is not None:
+                metrics = self.evaluate(split, metric_key_prefix=prefix)
+                losses[split] = metrics[f"{prefix}_loss"]
+        return losses
+
+    def prepare_for_evaluation(self) -> None:
+        """Put the model in the state `train` would have put it in, when `train` is not called."""
+        self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+
+    def _model_for_evaluation(self) -> torch.nn.Module:
+        """The engine under DeepSpeed (it gathers parameters), else the bare model.
+
+        DDP's wrapper is left out: it would talk to the other ranks, and there is nothing to say.
+        """
+        model: torch.nn.Module = self.model_wrapped if self.is_deepspeed_enabled else self.model
+        return model
+
+    def _sum_over_ranks(self, values: torch.Tensor) -> list[float]:
+        if self.world.world_size > 1:
+            on_device = values.to(self.args.device)
+            torch.distributed.all_reduce(on_device)
+            values = on_device.cpu()
+        return [float(value) for value in values]
+
+    # -- logging and saving -------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add throughput and memory to a training line; stop on a loss that is not a number.
+
+        Raises: TrainingFailed on a non-finite loss.
+        """
+        if "loss" in logs:
+            self._require_finite(logs["loss"])
+            now = time.perf_counter()
+            tokens, seconds = self.tokens_seen - self._tokens_at_log, now - self._time_at_log
+            logs["tokens_per_second"] = tokens / seconds
+            logs["tokens"] = self.tokens_seen
+            logs.update(memory_metrics(self.args.device))
+            self._tokens_at_log, self._time_at_log = self.tokens_seen, now
+        super().log(logs)
+
+    def _require_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingFailed(
+                f"the training loss is {loss} at step {self.state.global_step}",
+                rule="a loss that is not a finite number cannot be learned from",
+                fix="lower training.learning_rate, warm up longer, or use training.precision: bf16",
+            )
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        with self._clock_stopped():
+            super()._save_checkpoint(model, trial)
+
+    @contextmanager
+    def _clock_stopped(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._time_at_log += time.perf_counter() - started
