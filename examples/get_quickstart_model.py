@@ -28,9 +28,7 @@ def main(target: Path) -> None:
     source = _packaged_folder()
     print(f"converting {GGUF_FILE} (half a minute)")
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
-    model = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=GGUF_FILE, dtype=torch.bfloat16
-    )
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.bfloat16)
     # The weights are plain numbers now; these two still say "quantised as GGUF" and forbid saving.
     model.hf_quantizer = None
     del model.config.quantization_config

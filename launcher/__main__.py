@@ -1,6 +1,6 @@
 """`python -m launcher`: the `rankzero` command."""
 
-from launcher.cli import rankzero
+from launcher.cli import main
 
 if __name__ == "__main__":
-    rankzero(prog_name="rankzero")
+    main()

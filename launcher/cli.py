@@ -48,3 +48,8 @@ class _LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="rankzero")
 def rankzero() -> None:
     """Fine-tune language models from one config on any hardware."""
+
+
+def main() -> None:
+    """Run the command, as the installed script does."""
+    rankzero(prog_name="rankzero")

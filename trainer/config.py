@@ -132,10 +132,12 @@ def _validate(
     given: Normalised, places: Places
 ) -> tuple[Config | None, list[Problem], frozenset[str]]:
     """Validate; with mistakes, return what the config is without the broken settings."""
+    # A section left out altogether is missing its required setting, which is what to say.
+    values = {**{section: {} for section in _REQUIRED}, **given.values}
     try:
-        return Config.model_validate(given.values), [], frozenset()
+        return Config.model_validate(values), [], frozenset()
     except ValidationError as error:
-        found = _by_setting(error, given.values)
+        found = _by_setting(error, values)
     problems = []
     for path, errors in found.items():
         if errors[0]["type"] == "extra_forbidden":
@@ -144,7 +146,7 @@ def _validate(
             problems.append(places.problem(path, f"unknown key `{written}`{meant}"))
         else:
             problems.append(to_problem(path, errors, places))
-    rest = deepcopy(given.values)
+    rest = deepcopy(values)
     for path in found:
         _remove(rest, path)
     for section, standin in _REQUIRED.items():
@@ -161,6 +163,8 @@ def _by_setting(
     """Group errors by the setting they are about: a union of types gives one error per type."""
     found: dict[KeyPath, list[Mapping[str, Any]]] = {}
     for item in error.errors():
+        if item["loc"] == ("output_dir",) and item["type"] == "missing":
+            continue  # named after the model, so only missing because that is
         path = item["loc"] if item["type"] == "missing" else existing_part(values, item["loc"])
         found.setdefault(path, []).append(dict(item))
     # A list with a mistake in it also counts as empty to pydantic; the mistake is enough.
@@ -205,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         sys.stdout.write(to_json(load_config(options.file, options.set)))
     except RankZeroError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return error.exit_code
     return 0
 

@@ -16,7 +16,7 @@ from typing import Any
 from trainer.config_groups import GROUPS, Group
 from trainer.config_problems import KeyPath, Problem, dotted, line_of
 from trainer.config_schema import setting_paths
-from trainer.config_values import TRANSLATED, Refused
+from trainer.config_values import TRANSLATED, RefusedError
 
 # Spelling -> canonical setting, the value taken as it is.
 RENAMED: dict[str, str] = {
@@ -216,7 +216,7 @@ class _Translation:
     def attempt(self, translate: Callable[[], None], where: KeyPath) -> None:
         try:
             translate()
-        except Refused as refusal:
+        except RefusedError as refusal:
             self.add_problem(f"`{dotted(where)}`: {refusal}", where)
 
     def put(self, target: str, value: Any, where: KeyPath) -> None:

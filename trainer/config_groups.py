@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from trainer.config_schema import Tracker
-from trainer.config_values import Refused, to_claim
+from trainer.config_values import RefusedError, to_claim
 
 # Canonical setting -> its value and the spelling that value came from.
 Combined = dict[str, tuple[Any, str]]
@@ -43,10 +43,10 @@ def _combine_quantization(given: Mapping[str, Any], values: Mapping[str, Any]) -
     }
     on = [key for key, value in switches.items() if value]
     if len(on) == 2:
-        raise Refused("load_in_4bit and load_in_8bit are both true; keep one")
+        raise RefusedError("load_in_4bit and load_in_8bit are both true; keep one")
     own = values.get("model", {}).get("quantization")
     if not switches and own not in ("nf4", "fp4"):
-        raise Refused("needs `load_in_4bit: true` beside it")
+        raise RefusedError("needs `load_in_4bit: true` beside it")
     found: Combined = {}
     if on == ["load_in_4bit"]:
         found["model.quantization"] = ("nf4", on[0])
@@ -65,19 +65,23 @@ def _combine_precision(given: Mapping[str, Any], _: Mapping[str, Any]) -> Combin
     found: Combined = {}
     for key in ("torch_dtype", "dtype", "bnb_4bit_compute_dtype"):
         if key in given and given[key] != "auto":
-            name = str(given[key]).lower()
-            found[key] = (_PRECISIONS.get(name, given[key]), key)
+            precision = _PRECISIONS.get(str(given[key]).lower())
+            if precision is None:
+                raise RefusedError(
+                    f"{key} must be bfloat16, float16 or float32, not {given[key]!r}"
+                )
+            found[key] = (precision, key)
     switches = {key: given[key] for key in ("fp16", "bf16") if key in given}
     if switches:
         on = [key for key, value in switches.items() if value == "auto" or to_claim(value)]
         if len(on) == 2:
-            raise Refused("fp16 and bf16 are both true; keep one")
+            raise RefusedError("fp16 and bf16 are both true; keep one")
         wanted = on[0] if on else "fp32"
         wanted = "auto" if on and switches[on[0]] == "auto" else wanted
         found["switch"] = (wanted, (on or list(switches))[0])
     if len({value for value, _ in found.values()}) > 1:
         says = ", ".join(f"{key} says {value}" for value, key in found.values())
-        raise Refused(f"one run has one compute precision, but {says}; keep one")
+        raise RefusedError(f"one run has one compute precision, but {says}; keep one")
     return {"training.precision": next(iter(found.values()))} if found else {}
 
 
@@ -90,17 +94,19 @@ def _combine_tracking(given: Mapping[str, Any], values: Mapping[str, Any]) -> Co
     listed = chosen if chosen is not None else own if isinstance(own, list) else []
     if "use_wandb" not in given:
         if "wandb_project" in given and "wandb" not in listed:
-            raise Refused("nothing is sent there; add `use_wandb: true`, or false to keep it quiet")
+            raise RefusedError(
+                "nothing is sent there; add `use_wandb: true`, or false to keep it quiet"
+            )
         return found
     if not to_claim(given["use_wandb"]):
         if "wandb" in listed:
-            raise Refused("use_wandb is false but the trackers name wandb; keep one")
+            raise RefusedError("use_wandb is false but the trackers name wandb; keep one")
         return found
     if own is None:
         trackers = ["tensorboard"] if chosen is None else chosen
         found["tracking.to"] = (list(dict.fromkeys([*trackers, "wandb"])), "use_wandb")
     elif "wandb" not in listed:
-        raise Refused("use_wandb is true but tracking.to leaves wandb out; keep one")
+        raise RefusedError("use_wandb is true but tracking.to leaves wandb out; keep one")
     return found
 
 
@@ -119,7 +125,7 @@ def _combine_schedule(given: Mapping[str, Any], _: Mapping[str, Any]) -> Combine
         is_floored = name == "cosine_with_min_lr"
         found["training.scheduler"] = ("cosine" if is_floored else name, "lr_scheduler_type")
     if not isinstance(details, dict) or set(details) - {"min_lr_rate"}:
-        raise Refused(
+        raise RefusedError(
             f"lr_scheduler_kwargs may hold min_lr_rate alone, not {details!r}; "
             "write training.min_lr_ratio instead"
         )
@@ -136,14 +142,14 @@ def _combine_evaluation(given: Mapping[str, Any], values: Mapping[str, Any]) -> 
     if strategy is None or strategy[0] == "steps":
         return steps
     if steps:
-        raise Refused(f"eval_steps has no effect with {strategy[1]}: {strategy[0]}; drop one")
+        raise RefusedError(f"eval_steps has no effect with {strategy[1]}: {strategy[0]}; drop one")
     if strategy[0] == "epoch":
         return {"evaluation.every_epochs": (1, strategy[1])}
     data = values.get("data", {})
     if strategy[0] == "no" and (data.get("validation") or data.get("validation_size")):
-        raise Refused("there is validation data, which is then not used; drop one")
+        raise RefusedError("there is validation data, which is then not used; drop one")
     if strategy[0] != "no":
-        raise Refused(f"must be steps, epoch or no, not {strategy[0]!r}")
+        raise RefusedError(f"must be steps, epoch or no, not {strategy[0]!r}")
     return {}
 
 
@@ -155,12 +161,12 @@ def _combine_saving(given: Mapping[str, Any], _: Mapping[str, Any]) -> Combined:
     if strategy is None or strategy[0] == "steps":
         return steps
     if strategy[0] != "epoch":
-        raise Refused(
+        raise RefusedError(
             f"{strategy[0]!r} is not possible: a run always saves, so that it can be continued; "
             "write steps or epoch"
         )
     if steps:
-        raise Refused("save_steps has no effect with save_strategy: epoch; drop one")
+        raise RefusedError("save_steps has no effect with save_strategy: epoch; drop one")
     return {"checkpoint.every_epochs": (1, "save_strategy")}
 
 

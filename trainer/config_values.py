@@ -9,7 +9,7 @@ from typing import Any
 Settings = dict[str, Any]
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A value that has no counterpart here; the text says what to write instead."""
 
 
@@ -33,7 +33,7 @@ def _only(target: str, accepted: tuple[Any, ...], instead: str) -> Translation:
 
     def translate(value: Any) -> Settings:
         if value not in accepted:
-            raise Refused(f"{value!r} is not possible; {instead}")
+            raise RefusedError(f"{value!r} is not possible; {instead}")
         return {}
 
     return Translation(target, translate)
@@ -47,9 +47,9 @@ def _if_true(target: str, value: Any, otherwise: Settings) -> Translation:
 
 
 def to_claim(value: Any) -> bool:
-    """Return a boolean as it is. Raises: Refused for anything else."""
+    """Return a boolean as it is. Raises: RefusedError for anything else."""
     if not isinstance(value, bool):
-        raise Refused(f"must be true or false, not {value!r}")
+        raise RefusedError(f"must be true or false, not {value!r}")
     return value
 
 
@@ -76,7 +76,7 @@ def _to_text_column(value: Any) -> Settings:
 
 def _to_checkpointing(value: Any) -> Settings:
     if value not in ({}, {"use_reentrant": False}):
-        raise Refused(
+        raise RefusedError(
             f"{value!r} is not possible; recomputation is always non-reentrant, drop the key"
         )
     return {}

@@ -31,9 +31,7 @@ def find_deepspeed_config(name: str) -> Path:
     )
 
 
-def deepspeed_arguments(
-    training: TrainingConfig, world: World, device_type: str
-) -> dict[str, Any]:
+def deepspeed_arguments(training: TrainingConfig, world: World, device_type: str) -> dict[str, Any]:
     """Return what `TrainingArguments` needs for DeepSpeed; nothing when it is not asked for.
 
     Ranks: collective when DeepSpeed is asked for.

@@ -38,6 +38,10 @@ def quiet_libraries() -> None:
         for package in ("torch", "transformers", "peft", "bitsandbytes", "huggingface_hub"):
             warnings.filterwarnings("ignore", category=category, module=rf"{package}(\.|$)")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # one line per int8 product on CPU
+    # DeepSpeed says so on stdout, where `--json` prints. A filter outlives its own set-up.
+    logging.getLogger("DeepSpeed").addFilter(
+        lambda record: not record.getMessage().startswith("Setting accelerator to CPU")
+    )
     # Imported before us, these read the variables too early.
     hub = sys.modules.get("huggingface_hub.constants")
     if hub is not None:
@@ -58,16 +62,16 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) 
     try:
         main(sys.argv[1:] if argv is None else argv)
     except RankZeroError as error:
-        print(f"error: {error}", file=sys.stderr)
+        click.echo(f"error: {error}", err=True)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        click.echo("interrupted", err=True)
         return INTERRUPTED_BY_KEYBOARD
     except click.ClickException as error:  # a wrong option; `standalone_mode=False` lets it out
         error.show()
         return error.exit_code
     except click.Abort:  # Ctrl-C inside click
-        print("interrupted", file=sys.stderr)
+        click.echo("interrupted", err=True)
         return INTERRUPTED_BY_KEYBOARD
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)

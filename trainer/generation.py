@@ -85,7 +85,7 @@ class Speaker:
                 rule="a template decides which roles it knows",
                 fix="leave --system out, and put its text into the prompt",
             ) from error
-        return torch.as_tensor(rendered["input_ids"])  # type: ignore[index, call-overload]
+        return torch.as_tensor(rendered["input_ids"])
 
 
 @torch.no_grad()

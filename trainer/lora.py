@@ -13,6 +13,7 @@ from trainer.config import LoraConfig
 from trainer.errors import ConfigError
 from trainer.lora_targets import (
     LoraTargets,
+    check_expressions,
     check_modules_to_save,
     check_patterns,
     resolve_targets,
@@ -30,6 +31,8 @@ def attach_adapter(
     """
     targets = resolve_targets(model, config.target_modules)
     check_modules_to_save(model, config.modules_to_save)
+    check_expressions("lora.rank_pattern", config.rank_pattern)
+    check_expressions("lora.alpha_pattern", config.alpha_pattern)
     try:
         adapted = get_peft_model(model, to_peft_config(model, config, targets), revision=revision)
     except ValueError as error:  # PEFT's own rules, such as DoRA on a layer kind it lacks
@@ -38,7 +41,7 @@ def attach_adapter(
             rule="the combination of LoRA options must suit the model's layers",
             fix="change the option named above",
         ) from error
-    targeted: list[str] = adapted.base_model.targeted_module_names  # type: ignore[assignment]
+    targeted: list[str] = adapted.base_model.targeted_module_names
     check_patterns("lora.rank_pattern", config.rank_pattern, targeted)
     check_patterns("lora.alpha_pattern", config.alpha_pattern, targeted)
     for parameter in adapted.parameters():
@@ -59,7 +62,7 @@ def to_peft_config(
         task_type="CAUSAL_LM",
         r=config.r,
         # PEFT declares an int and computes with any number.
-        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=names if isinstance(names, str) else list(names),
         bias=config.bias,

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from rich.console import Console
-from transformers import TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from trainer.callbacks.baseline import BaselineCallback
 from trainer.callbacks.best_model import BestModelCallback, EarlyStoppingCallback
@@ -60,15 +61,17 @@ class Session:
 
     def __init__(self, config: Config, world: World, directory: RunDirectory) -> None:
         self.config, self.world, self.directory = config, world, directory
-        self.console = Console(stderr=True, quiet=not world.is_rank_zero, highlight=False, soft_wrap=True)
+        self.console = Console(
+            stderr=True, quiet=not world.is_rank_zero, highlight=False, soft_wrap=True
+        )
         self.baseline: BaselineCallback | None = None
         self.best: BestModelCallback | None = None
-        self.early_stopping: EarlyStoppingCallback | None = None
 
     def run(self) -> None:
-        data = prepared_for_rank(self.config, self.world, self.directory)
-        self.console.print(counts_line(data))
+        data = self.prepared_data()
         trainer = self.build_trainer(data)
+        for callback in self.callbacks(trainer, trainer.plan):
+            trainer.add_callback(callback)
         output = trainer.train()
         results = self.finish(trainer, output.metrics)
         self.leave_process_group()
@@ -76,6 +79,12 @@ class Session:
             self.merge()
             results.write(self.directory.summary)
             self.console.print(results.text(self.directory))
+
+    def prepared_data(self) -> PreparedData:
+        """The data of the run; made now if it was not before."""
+        data = prepared_for_rank(self.config, self.world, self.directory)
+        self.console.print(counts_line(data))
+        return data
 
     def build_trainer(self, data: PreparedData) -> RankZeroTrainer:
         """Everything that must exist before the first step; joins the process group."""
@@ -116,7 +125,7 @@ class Session:
             memory_line(arguments.device),
         ):
             self.console.print(line)
-        trainer = RankZeroTrainer(
+        return RankZeroTrainer(
             config=config,
             plan=plan,
             data=data,
@@ -126,11 +135,8 @@ class Session:
             args=arguments,
             processing_class=tokenizer.tokenizer,
         )
-        for callback in self.callbacks(trainer, plan):
-            trainer.add_callback(callback)
-        return trainer
 
-    def prove_packing(self, model: torch.nn.Module) -> bool:
+    def prove_packing(self, model: PreTrainedModel | PeftModel) -> bool:
         """Whether several examples may share a row: measured on this model, before it trains."""
         if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
             # A forward pass needs the engine, the engine needs the plan, and the plan this.
@@ -151,8 +157,7 @@ class Session:
         if has_validation:
             write_best = partial(write_weights, trainer, self.directory.best_model)
             self.best = BestModelCallback(write_best)
-            self.early_stopping = EarlyStoppingCallback(evaluation)
-            callbacks += [self.best, self.early_stopping]
+            callbacks += [self.best, EarlyStoppingCallback(evaluation)]
         if evaluation.at_start:
             self.baseline = BaselineCallback(trainer)
             callbacks.append(self.baseline)
@@ -174,7 +179,7 @@ class Session:
             runtime_seconds=metrics["train_runtime"],
             train_loss=metrics["train_loss"],
             best_step=self.best.best_step if self.best else None,
-            stopped_early=bool(self.early_stopping and self.early_stopping.has_stopped),
+            stopped_early=trainer.state.global_step < trainer.plan.num_steps,
         )
 
     def leave_process_group(self) -> None:

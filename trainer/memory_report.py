@@ -23,8 +23,10 @@ def memory_line(device: torch.device) -> str:
     """One line for a person: device name, allocated, reserved, total, free; and the host."""
     host = psutil.virtual_memory()
     resident = psutil.Process().memory_info().rss
-    host_text = f"host: {_gib(resident)} in use here, {_gib(host.available)} of {_gib(host.total)} free"
-    return f"{_device_text(device)}; {host_text}"
+    return (
+        f"{_device_text(device)}; host: {_gib(resident)} in use here, "
+        f"{_gib(host.available)} of {_gib(host.total)} free"
+    )
 
 
 def _device_text(device: torch.device) -> str:

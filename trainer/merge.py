@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import sys
@@ -171,8 +170,10 @@ def _published(output: Path) -> Iterator[Path]:
     try:
         folder.chmod(0o755)  # mkdtemp's 0700 would hide the model from other users
         yield folder
+        for file in folder.iterdir():
+            file.chmod(0o644)  # safetensors writes weights as 0600
         try:
-            os.rename(folder, output)
+            folder.rename(output)
         except OSError as error:
             raise EnvironmentProblem(
                 f"{output} cannot be created: {error.strerror}",
@@ -204,7 +205,7 @@ def command(target: str, base: str | None, output: Path | None) -> None:
     click.echo(report.output)
 
 
-def _stop(signum: int, frame: FrameType | None) -> None:
+def _stop(signum: int, _frame: FrameType | None) -> None:
     """End through `finally`, so that the half-written folder goes too."""
     sys.exit(128 + signum)
 

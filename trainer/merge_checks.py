@@ -26,7 +26,8 @@ def check_adapter_tensors(adapted: PeftModel, adapter: Path) -> int:
     """Check that every tensor of the file sits in the model, bit for bit, and none is missing.
 
     Returns the number of tensors. PEFT itself only warns.
-    Raises: ConfigError without a safetensors file, TrainingFailed for tensors left over or absent.
+    Raises: ConfigError without a safetensors file, TrainingFailed for tensors left over, absent or
+        not finite.
     """
     in_model = get_peft_model_state_dict(adapted)
     path = adapter / _ADAPTER_WEIGHTS
@@ -39,6 +40,13 @@ def check_adapter_tensors(adapted: PeftModel, adapter: Path) -> int:
             rule=f"an adapter's weights are in {_ADAPTER_WEIGHTS}",
             fix="copy the adapter again, or save it with safe_serialization",
         ) from error
+    not_finite = sorted(name for name, tensor in stored.items() if not tensor.isfinite().all())
+    if not_finite:
+        raise TrainingFailed(
+            f"{len(not_finite)} adapter tensors are not finite: {_first(not_finite)}",
+            rule="every weight of an adapter is a number",
+            fix="merge an earlier checkpoint: RUN/checkpoints/step-N",
+        )
     unused = sorted(stored.keys() - in_model.keys())
     absent = sorted(in_model.keys() - stored.keys())
     changed = sorted(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +29,7 @@ def looks_like_path(name: str) -> bool:
     if name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1:
         return True
     parent = Path(name).parent
-    return parent != Path(".") and parent.is_dir()
+    return parent != Path() and parent.is_dir()
 
 
 def check_model_folder(name: str, field: str = _FIELD) -> None:
@@ -63,7 +62,7 @@ def check_model_folder(name: str, field: str = _FIELD) -> None:
 
 def expanded(name: str) -> str:
     """Expand `~` in a folder name; a Hub id stays as it is."""
-    return os.path.expanduser(name)
+    return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
 @contextmanager

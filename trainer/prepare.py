@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -65,7 +64,7 @@ def _write_report(config: Config, entry: Path) -> None:
         staging.write_text(
             json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        os.replace(staging, target)
+        staging.replace(target)
     except OSError as error:
         raise EnvironmentProblem(
             f"output_dir: {target} cannot be written: {error.strerror}",
@@ -78,7 +77,7 @@ def _progress(files: list[SourceFile], wanted: bool) -> Iterator[Callable[[int, 
     """Show a bar on a terminal's stderr, by source bytes read."""
     console = Console(stderr=True)
     if not (wanted and console.is_terminal):
-        yield lambda rows, num_bytes: None
+        yield lambda *_: None
         return
     sizes = [Path(file.path).stat().st_size for file in files if file.kind != "hub"]
     total = sum(sizes) if len(sizes) == len(files) else None

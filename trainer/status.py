@@ -33,14 +33,14 @@ def write_failed(run: RunDirectory, world: World, error: BaseException) -> None:
     """
     if not run.path.is_dir() or read_status(run).get("state") == "failed":
         return
-    known = isinstance(error, RankZeroError)
+    known = error if isinstance(error, RankZeroError) else RankZeroError(str(error))
     record = {
         "state": "failed",
-        "exit_code": error.exit_code if known else RankZeroError.exit_code,
+        "exit_code": known.exit_code,
         "rank": world.rank,
         "error": type(error).__name__,
-        "message": error.what if known else str(error),
-        "remedy": error.fix if known else "",
+        "message": known.what,
+        "remedy": known.fix,
         "ended": time.time(),
     }
     write_json(run.status, record)

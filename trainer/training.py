@@ -26,7 +26,7 @@ from trainer.data.collate import (
     StepShare,
     make_loader,
 )
-from trainer.data.store import PreparedData, PreparedSplit
+from trainer.data.store import PreparedData, PreparedSplit, SplitName
 from trainer.errors import TrainingFailed
 from trainer.loss import summed_loss
 from trainer.memory_report import memory_metrics
@@ -131,7 +131,7 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
         )
         return self._loader(dataset)
 
-    def _split(self, name: str) -> PreparedSplit:
+    def _split(self, name: SplitName) -> PreparedSplit:
         split = self.data.split(name)
         if split is None:
             raise ValueError(f"the data has no {name} split")
@@ -230,8 +230,9 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
 
     def held_out_losses(self) -> dict[str, float]:
         """Loss of the validation and test splits, as far as there are any."""
-        losses = {}
-        for split, prefix in (("validation", "eval"), ("test", "test")):
+        losses: dict[str, float] = {}
+        prefixes: dict[SplitName, str] = {"validation": "eval", "test": "test"}
+        for split, prefix in prefixes.items():
             if self.data.split(split) is not None:
                 metrics = self.evaluate(split, metric_key_prefix=prefix)
                 losses[split] = metrics[f"{prefix}_loss"]

@@ -17,9 +17,7 @@ ALL_TOKENS = int(MemorySplit().lengths.sum())
 CUTS = {1: ALL_TOKENS, 2: -(-ALL_TOKENS // 2) + 4, 8: int(MemorySplit().lengths.max())}
 
 
-def assert_same_gradients(
-    got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
-) -> None:
+def assert_same_gradients(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert got.keys() == expected.keys()
     for name, reference in expected.items():
         scale = reference.abs().max()

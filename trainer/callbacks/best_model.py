@@ -47,10 +47,6 @@ class EarlyStoppingCallback(TrainerCallback):  # type: ignore[misc]
         self.best_loss: float | None = None
         self.num_without_improvement = 0
 
-    @property
-    def has_stopped(self) -> bool:
-        return self.patience is not None and self.num_without_improvement >= self.patience
-
     def on_evaluate(
         self,
         args: TrainingArguments,
@@ -66,5 +62,5 @@ class EarlyStoppingCallback(TrainerCallback):  # type: ignore[misc]
             self.best_loss, self.num_without_improvement = loss, 0
             return
         self.num_without_improvement += 1
-        if self.has_stopped:
+        if self.num_without_improvement >= self.patience:
             control.should_training_stop = True

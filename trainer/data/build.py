@@ -50,7 +50,7 @@ def build_entry(
     """Write rows.arrow, the split indices and report.json. Raises DataError for bad rows."""
     settings, notes = make_settings(config, files, facts)
     bad = BadRows(folder / "skipped_rows.jsonl")
-    tally = _encode_rows(config, files, settings, folder, bad, on_progress)
+    tally = _encode_rows(config, files, settings, folder, bad=bad, on_progress=on_progress)
     if bad.num_bad and config.data.on_bad_row == "error":
         raise bad.to_error(tally.num_rows)
     if bad.num_bad and tally.num_examples == 0:
@@ -107,6 +107,7 @@ def _encode_rows(
     files: list[LaidOutFile],
     settings: EncoderSettings,
     folder: Path,
+    *,
     bad: BadRows,
     on_progress: OnProgress,
 ) -> _Tally:

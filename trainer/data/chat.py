@@ -56,7 +56,7 @@ class ChatTemplate:
         """Render as `apply_chat_template(tokenize=False)` does. Raises RowProblem."""
         try:
             # annotated as a string there; returns the texts and, unused here, generation marks
-            rendered: tuple[list[str], Any] = render_jinja_template(  # type: ignore[assignment]
+            rendered: tuple[list[str], Any] = render_jinja_template(
                 [messages],
                 chat_template=self.template,
                 add_generation_prompt=generation_prompt,

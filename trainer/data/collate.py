@@ -9,7 +9,7 @@ Letters: T tokens of a micro-batch, L positions in it that predict a labelled to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -129,9 +129,10 @@ class EvaluationDataset(Dataset[MicroBatch]):
         return collate([self.split.row(position) for position in self.members[index]])
 
 
-def make_loader(
-    dataset: Dataset[StepShare] | Dataset[MicroBatch], *, num_workers: int, pin_memory: bool
-) -> DataLoader[StepShare] | DataLoader[MicroBatch]:
+Item = TypeVar("Item")
+
+
+def make_loader(dataset: Dataset[Item], *, num_workers: int, pin_memory: bool) -> DataLoader[Item]:
     """A loader that hands items on as they are, in order, read ahead by workers."""
     return DataLoader(
         dataset,

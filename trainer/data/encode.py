@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Literal
 
 import numpy as np
@@ -172,10 +172,10 @@ def piece_bounds(length: int, limit: int) -> list[tuple[int, int]]:
 
     A last piece of one token would have nothing to predict, so it takes one from its neighbour.
     """
-    cuts = list(range(0, length, limit)) + [length]
+    cuts = [*range(0, length, limit), length]
     if limit > 2 and cuts[-1] - cuts[-2] == 1:
         cuts[-2] -= 1
-    return list(zip(cuts, cuts[1:], strict=False))
+    return list(pairwise(cuts))
 
 
 def label_mask(

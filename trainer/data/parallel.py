@@ -72,7 +72,7 @@ def _encode_in_processes(
 
 
 def _start_worker(settings: EncoderSettings) -> None:
-    global _encoder
+    global _encoder  # noqa: PLW0603  (a pool offers no other place for a per-process object)
     # The processes are the parallelism; threads inside each would only compete.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _encoder = Encoder(settings)

@@ -57,8 +57,8 @@ def _decoded_lines(path: Path) -> Iterator[tuple[str, str, RowProblem | None, in
     """Yield (where, text, problem, bytes) per non-blank line; bad UTF-8 gets its byte offset."""
     offset = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where, size, start = f"{path}:{number}", len(line), offset
+        for number, read in enumerate(file, 1):
+            where, line, size, start = f"{path}:{number}", read, len(read), offset
             offset += size
             if number == 1 and line.startswith(_BOM):
                 line, start = line[len(_BOM) :], start + len(_BOM)

@@ -69,7 +69,7 @@ def choose_layout(found: Sequence[str], source: Source, data: DataConfig) -> Lay
         if not _fits(shape, columns, found):
             needed = _needed(columns, found)[shape]
             absent = [name for name in needed if name not in found]
-            hints = "".join(_did_you_mean(shape, name, found, columns) for name in absent)
+            hints = "".join(_did_you_mean(name, found, columns) for name in absent)
             raise ValueError(
                 f"no column {' or '.join(map(repr, absent))}, which shape {shape} needs; "
                 f"the columns are: {', '.join(found)}{hints}"
@@ -94,7 +94,7 @@ def _fits(shape: Shape, columns: ColumnNames, found: Sequence[str]) -> bool:
     return all(name in found for name in _needed(columns, found)[shape])
 
 
-def _did_you_mean(shape: Shape, absent: str, found: Sequence[str], columns: ColumnNames) -> str:
+def _did_you_mean(absent: str, found: Sequence[str], columns: ColumnNames) -> str:
     fields = ("instruction", "response", "prompt", "completion", "text", "messages")
     name = next(field for field in fields if getattr(columns, field) == absent)
     near = difflib.get_close_matches(absent, found, n=1) or [
@@ -114,7 +114,7 @@ def _unrecognised(found: Sequence[str], columns: ColumnNames) -> str:
     hints = ""
     for shape in partial or list(needed):
         absent = [name for name in needed[shape] if name not in found]
-        given = [_did_you_mean(shape, name, found, columns) for name in absent]
+        given = [_did_you_mean(name, found, columns) for name in absent]
         if given and all("did you mean" in hint for hint in given):
             hints = "".join(given)
             break

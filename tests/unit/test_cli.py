@@ -1,0 +1,295 @@
+"""The command line: what it offers, what it writes, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from launcher import run as run_module
+from launcher import trainer_module
+from launcher.cli import COMMANDS, rankzero
+from launcher.engines.python import make_commands
+from launcher.supervise import supervise
+from trainer.config import load_config, to_json
+from trainer.errors import Interrupted, TrainingFailed
+
+ROOT = Path(__file__).parents[2]
+
+# The public surface. A change here is a change users see.
+FROZEN = {
+    "init": {"path"},
+    "schema": set(),
+    "train": {"config", "--set", "--dry-run"},
+    "merge": {"target", "--base", "--output"},
+    "generate": {"models", "--prompt", "--system", "--max-new-tokens", "--json"},
+    "evaluate": {"run", "--split", "--json"},
+}
+
+
+def _invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(rankzero, [str(argument) for argument in arguments])
+
+
+def _config(folder: Path, **changes: object) -> Path:
+    values = {
+        "model": {"name": "m"},
+        "data": {"train": "rows.jsonl"},
+        "output_dir": str(folder / "runs" / "one"),
+        **changes,
+    }
+    path = folder / "my run.yaml"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return path
+
+
+def test_commands_and_options_are_frozen() -> None:
+    found: dict[str, set[str]] = {}
+    context = click.Context(rankzero)
+    for name in rankzero.list_commands(context):
+        command = rankzero.get_command(context, name)
+        assert command is not None
+        found[name] = {
+            parameter.opts[0] if isinstance(parameter, click.Option) else str(parameter.name)
+            for parameter in command.params
+        }
+        assert command.get_short_help_str(limit=200).rstrip(".") == COMMANDS[name].rstrip(".")
+    assert found == FROZEN
+
+
+def test_the_module_is_the_command() -> None:
+    command = [sys.executable, "-m", "launcher", "--version"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert printed.stdout.startswith("rankzero, version ")
+    assert _invoke("nonsense").exit_code == 2
+    assert _invoke("train").exit_code == 2
+
+
+def test_a_bad_config_ends_with_2_and_no_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {name: m}\ndata: {train: f}\ntraining: {learning_rte: 1}\n")
+    command = [sys.executable, "-m", "launcher", "train", str(path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert f"{path}:3: unknown key `training.learning_rte`" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout == ""
+
+
+def test_init_writes_a_config_that_loads_and_never_overwrites(tmp_path: Path) -> None:
+    path = tmp_path / "first.yaml"
+    assert _invoke("init", path).exit_code == 0
+    load_config(path)
+    path.write_text("mine")
+    again = _invoke("init", path)
+    assert again.exit_code == 2
+    assert "exists already" in again.stderr
+    assert path.read_text() == "mine"
+    assert _invoke("init", tmp_path / "none" / "run.yaml").exit_code == 2
+
+
+def test_schema_is_json_on_stdout() -> None:
+    printed = _invoke("schema")
+    assert printed.exit_code == 0
+    assert "training" in json.loads(printed.stdout)["properties"]
+
+
+def test_dry_run_prints_the_commands_and_writes_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "a run"
+    config = _config(tmp_path, output_dir=str(output))
+    before = sorted(tmp_path.rglob("*"))
+    printed = _invoke("train", config, "--dry-run")
+    assert printed.exit_code == 0
+    assert [shlex.split(line) for line in printed.stdout.splitlines()] == [
+        [sys.executable, "-m", "trainer.prepare", "--config", str(output / "resolved.json")],
+        [sys.executable, "-m", "trainer", "--config", str(output / "resolved.json")],
+    ]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+class _Recorded:
+    """Stands in for the processes: notes what would start and ends as told."""
+
+    def __init__(self, *codes: int) -> None:
+        self.codes, self.commands, self.interactive = list(codes), list[list[str]](), False
+
+    def __call__(self, command: list[str], *, is_interactive: bool = False) -> int:
+        self.commands.append(command)
+        self.interactive = is_interactive
+        return self.codes.pop(0)
+
+
+def test_train_writes_the_run_directory_then_prepares_and_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = _Recorded(0, 75)
+    monkeypatch.setattr(run_module, "supervise", recorded)
+    config = _config(tmp_path)
+    assert _invoke("train", config, "--set", "seed=3").exit_code == 75
+    run = tmp_path / "runs" / "one"
+    assert [command[2] for command in recorded.commands] == ["trainer.prepare", "trainer"]
+    assert (run / "config.yaml").read_bytes() == config.read_bytes()
+    assert (run / "resolved.json").read_text() == to_json(load_config(config, ["seed=3"]))
+
+    again = _invoke("train", config)
+    assert again.exit_code == 2
+    assert "already holds a run" in again.stderr
+    assert _invoke("train", config, "--dry-run").exit_code == 2
+
+
+def test_a_failed_preparation_gives_the_directory_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = _Recorded(2, 0, 0)
+    monkeypatch.setattr(run_module, "supervise", recorded)
+    config = _config(tmp_path)
+    assert _invoke("train", config).exit_code == 2
+    assert not (tmp_path / "runs").exists()
+    assert _invoke("train", config).exit_code == 0
+    assert len(recorded.commands) == 3
+
+
+def test_what_others_left_survives_a_failed_preparation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "supervise", _Recorded(2))
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "notes.txt").write_text("mine")
+    assert _invoke("train", _config(tmp_path)).exit_code == 2
+    assert [path.name for path in run.iterdir()] == ["notes.txt"]
+
+
+def test_a_place_that_cannot_be_written_ends_with_3(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ended = _invoke("train", _config(tmp_path, output_dir=str(tmp_path / "file" / "run")))
+    assert ended.exit_code == 3
+    assert "cannot be written" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["merge", "run"], ["trainer.merge", "--", "run"]),
+        (
+            ["merge", "run", "--base", "b", "--output", "o"],
+            ["trainer.merge", "--base=b", "--output=o", "--", "run"],
+        ),
+        (
+            ["generate", "a", "b", "--prompt", "-x", "--max-new-tokens", "5", "--json"],
+            [
+                "trainer.generation",
+                "--prompt=-x",
+                "--max-new-tokens=5",
+                "--json",
+                "--",
+                "a",
+                "b",
+            ],
+        ),
+        (["generate", "a"], ["trainer.generation", "--", "a"]),
+        (
+            ["evaluate", "run", "--split", "train"],
+            ["trainer.evaluation", "--split=train", "--", "run"],
+        ),
+        (["evaluate", "run"], ["trainer.evaluation", "--split=test", "--", "run"]),
+    ],
+)
+def test_verbs_start_their_module(
+    arguments: list[str], command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = _Recorded(5)
+    monkeypatch.setattr(trainer_module, "supervise", recorded)
+    assert _invoke(*arguments).exit_code == 5
+    assert recorded.commands == [[sys.executable, "-m", *command]]
+    assert recorded.interactive == (arguments == ["generate", "a"])
+
+
+def test_commands_are_lists_and_keep_spaces() -> None:
+    commands = make_commands("/a b/python", Path("runs/x y/resolved.json"))
+    assert commands.prepare[0] == "/a b/python"
+    assert commands.train[-1] == "runs/x y/resolved.json"
+
+
+def _python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_the_exit_code_passes_through() -> None:
+    assert supervise(_python("raise SystemExit(75)")) == 75
+    assert supervise(_python("")) == 0
+
+
+def test_a_killed_child_is_a_failed_training() -> None:
+    with pytest.raises(TrainingFailed, match="SIGKILL") as caught:
+        supervise(_python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
+    assert caught.value.exit_code == 4
+
+
+# Runs the supervisor in a process of its own, whose child says when it is ready for signals.
+_SUPERVISED = """
+import sys
+from launcher.supervise import supervise
+sys.exit(supervise([sys.executable, "-c", sys.argv[1]]))
+"""
+_SAVES_ON_SIGTERM = """
+import signal, sys
+def stop(*_):
+    print("saved", flush=True)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_reaches_the_child_and_its_answer_comes_back(number: signal.Signals) -> None:
+    command = [sys.executable, "-c", _SUPERVISED, _SAVES_ON_SIGTERM]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.stdout.read() == "saved\n"
+    assert process.returncode == 75
+
+
+def test_a_child_that_dies_of_the_signal_passed_on_may_be_started_again(tmp_path: Path) -> None:
+    pid = os.getpid()
+    code = f"import os, signal; os.kill({pid}, signal.SIGTERM); signal.pause()"
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as caught:
+        supervise(_python(code))
+    assert caught.value.exit_code == 75
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+_AS_INIT = """
+import os, subprocess, sys
+from launcher.supervise import _wait_as_init
+# A grandchild that outlives its parent becomes the responsibility of PID 1, which a
+# subreaper stands in for here.
+import ctypes
+assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0
+code = "import os, sys\\nif os.fork() == 0: os._exit(3)\\nos._exit(9)"
+child = subprocess.Popen([sys.executable, "-c", code])
+print(_wait_as_init(child))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+def test_init_returns_the_childs_own_code_among_orphans() -> None:
+    command = [sys.executable, "-c", _AS_INIT]
+    printed = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert printed.stdout == "9\n"

@@ -1,0 +1,233 @@
+"""A merged model is base + adapter, needs no PEFT, and never appears half written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.tiny import CHATML, make_model_folder, make_tokenizer
+from tests.unit.test_model_training import BATCH, CPU, logits, make_config, one_thread, train  # noqa: F401
+from trainer import merge as merge_module
+from trainer.entry import run_entry
+from trainer.errors import ConfigError, EnvironmentProblem, TrainingFailed
+from trainer.merge import main, merge_adapter
+from trainer.merge_checks import check_changes
+from trainer.model import build_model
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "all linear": ("llama", {}),
+    "fused": ("phi3", {"target_modules": ["q_proj", "k_proj"], "use_rslora": True}),
+    "dora": ("llama", {"use_dora": True}),
+    "head and bias": ("qwen2", {"modules_to_save": ["lm_head"], "bias": "all"}),
+}
+
+
+def make_adapter(root: Path, architecture: str = "llama", steps: int = 3, **lora: Any) -> Path:
+    """Train a few steps; returns a run directory with `adapter/` beside the base model."""
+    base = make_model_folder(root / "base", architecture)
+    run = root / "run"
+    built = build_model(make_config(base, lora=lora), device=CPU, precision="fp32")
+    train(built, steps)
+    built.model.save_pretrained(run / "adapter")
+    make_tokenizer().save_pretrained(run / "adapter")
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture
+def tampered(run: Path, tmp_path: Path) -> Path:
+    """A copy of the adapter to spoil."""
+    for file in (run / "adapter").iterdir():
+        (tmp_path / "adapter").mkdir(exist_ok=True)
+        (tmp_path / "adapter" / file.name).write_bytes(file.read_bytes())
+    return tmp_path / "adapter"
+
+
+def load(folder: Path, **options: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_is_base_plus_adapter(kind: str, tmp_path: Path) -> None:
+    architecture, lora = KINDS[kind]
+    run = make_adapter(tmp_path, architecture, **lora)
+    report = merge_adapter(run / "adapter", tmp_path / "out")
+    base_logits = logits(load(tmp_path / "base"))
+    expected = logits(PeftModel.from_pretrained(load(tmp_path / "base"), run / "adapter"))
+    merged = logits(load(tmp_path / "out"))
+    torch.testing.assert_close(merged, expected, atol=1e-5, rtol=1e-5)
+    assert float((merged - base_logits).abs().max()) > 1e-2
+    written = json.loads((tmp_path / "out" / "merge.json").read_text())
+    assert written["targets"] == list(report.targets)
+    assert written["base"] == str(tmp_path / "base")
+    assert written["max_logit_difference"] < 1e-4
+    assert written["dtype"] == "float32"
+
+
+def test_sixteen_bit_base_stays_sixteen_bit(tmp_path: Path) -> None:
+    run = make_adapter(tmp_path, modules_to_save=["lm_head"])
+    load(tmp_path / "base").to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    report = merge_adapter(run / "adapter", tmp_path / "out")
+    assert report.dtype == "bfloat16"
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+
+
+def test_command_line_then_load_without_peft(run: Path) -> None:
+    assert run_entry(main, [str(run)]) == 0
+    merged = run / "merged"
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    assert tokenizer.chat_template == CHATML
+    code = (
+        "import sys; sys.modules['peft'] = None\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "import torch\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()\n"
+        f"ids = torch.tensor({BATCH.tolist()})\n"
+        "with torch.no_grad(): print(model(input_ids=ids).logits.double().sum().item())\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(merged)], capture_output=True, text=True, check=True
+    )
+    expected = PeftModel.from_pretrained(load(run.parent / "base"), run / "adapter")
+    assert float(ended.stdout) == pytest.approx(float(logits(expected).double().sum()), abs=1e-2)
+
+
+def test_an_existing_output_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kept").write_text("mine")
+    assert run_entry(main, [str(run), "--output", str(tmp_path)]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["kept"]
+
+
+def test_full_fine_tuning_has_nothing_to_merge(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_model_folder(tmp_path / "model")
+    assert run_entry(main, [str(tmp_path)]) == 2
+    assert "nothing to merge" in capsys.readouterr().err
+
+
+def _extra(tensors: dict[str, torch.Tensor]) -> None:
+    name = next(name for name in tensors if "lora_A" in name)
+    tensors[name.replace("layers.0", "layers.9")] = tensors[name].clone()
+
+
+def _renamed(tensors: dict[str, torch.Tensor]) -> None:
+    name = next(name for name in tensors if "lora_B" in name)
+    tensors[name.replace("layers.0", "layer.0")] = tensors.pop(name)
+
+
+def _missing(tensors: dict[str, torch.Tensor]) -> None:
+    tensors.pop(next(name for name in tensors if "lora_B" in name))
+
+
+def _zero(tensors: dict[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if "lora_B" in name:
+            tensor.zero_()
+
+
+def _not_finite(tensors: dict[str, torch.Tensor]) -> None:
+    next(tensor for name, tensor in tensors.items() if "lora_B" in name).fill_(float("nan"))
+
+
+def _overflowing(tensors: dict[str, torch.Tensor]) -> None:
+    for tensor in tensors.values():
+        tensor.fill_(1e30)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_extra, "not used by this base model"),
+        (_renamed, "not used by this base model"),
+        (_missing, "missing from the file"),
+        (_zero, "changes nothing"),
+        (_not_finite, "not finite"),
+        (_overflowing, "cannot be merged"),
+    ],
+)
+def test_a_spoiled_adapter_fails(spoil: Any, says: str, tampered: Path, tmp_path: Path) -> None:
+    path = tampered / "adapter_model.safetensors"
+    tensors = load_file(path)
+    spoil(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(TrainingFailed, match=says):
+        merge_adapter(tampered, tmp_path / "out")
+    assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_changes_outside_the_targets_fail() -> None:
+    before = {"a": b"1", "b": b"2"}
+    check_changes(before, {"a": b"9", "b": b"2"}, {"a": True})
+    with pytest.raises(TrainingFailed, match="outside its targets: b"):
+        check_changes(before, {"a": b"9", "b": b"9"}, {"a": True})
+    with pytest.raises(TrainingFailed, match="left targeted weights as they were: b"):
+        check_changes(before, {"a": b"9", "b": b"2"}, {"a": True, "b": True})
+
+
+def test_logits_that_differ_fail(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = merge_module.sample_logits
+    seen: list[int] = []
+
+    def drifting(model: Any, tokenizer: Any) -> list[torch.Tensor]:
+        seen.append(1)
+        return [values + 0.5 * (len(seen) - 1) for values in plain(model, tokenizer)]
+
+    monkeypatch.setattr(merge_module, "sample_logits", drifting)
+    with pytest.raises(TrainingFailed, match="merged logits differ"):
+        merge_adapter(run / "adapter", tmp_path / "out")
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, OSError])
+def test_an_interrupted_merge_leaves_nothing(
+    interruption: type[BaseException],
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(folder: Path, **_: Any) -> None:
+        (Path(folder) / "half").write_text("half")
+        raise interruption
+
+    model = load(run.parent / "base")
+    monkeypatch.setattr(type(model), "save_pretrained", lambda _, folder: stop(folder))
+    with pytest.raises(interruption):
+        merge_adapter(run / "adapter", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disk_is_checked_first(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr(merge_module.shutil, "disk_usage", lambda _: Usage)
+    with pytest.raises(EnvironmentProblem, match="GiB are free"):
+        merge_adapter(run / "adapter", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_base_and_a_missing_one(run: Path, tmp_path: Path) -> None:
+    other = make_model_folder(tmp_path / "other", seed=5)
+    report = merge_adapter(run / "adapter", tmp_path / "out", str(other))
+    assert report.base == str(other)
+    with pytest.raises(ConfigError, match="--base: there is no folder"):
+        merge_adapter(run / "adapter", tmp_path / "out2", str(tmp_path / "othr"))

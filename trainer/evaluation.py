@@ -1,0 +1,75 @@
+"""Measure a finished run: `python -m trainer.evaluation RUN [--split test] [--json]`."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trainer.config import load_config
+from trainer.data.store import SPLITS, SplitName
+from trainer.entry import run_entry
+from trainer.errors import ConfigError
+from trainer.run_directory import RunDirectory
+
+
+def evaluate_run(run: Path, split: SplitName) -> dict[str, Any]:
+    """Loss of a run's final weights on one of its splits, computed as during training.
+
+    Raises: ConfigError when RUN is not a finished run; DataError when it has no such split.
+    """
+    from trainer.main import Session
+    from trainer.prepared_data import required_split
+    from trainer.weights import load_weights
+    from trainer.world import World
+
+    directory = RunDirectory(run)
+    weights = next((path for path in (directory.adapter, directory.model) if path.is_dir()), None)
+    if not directory.resolved_config.is_file() or weights is None:
+        raise ConfigError(
+            f"{run} is not a finished run",
+            rule="a finished run holds resolved.json and adapter/ or model/",
+            fix="give the output_dir of a run that has ended",
+        )
+    # The run may have been moved; and evaluating must not write into its trackers.
+    config = load_config(directory.resolved_config, [f"output_dir={run}", "tracking.to=[]"])
+    session = Session(config, World(), directory)
+    data = session.prepared_data()
+    required_split(data, split)
+    trainer = session.build_trainer(data)
+    load_weights(trainer, weights)
+    trainer.prepare_for_evaluation()
+    metrics = trainer.evaluate(split, metric_key_prefix=split)
+    loss = metrics[f"{split}_loss"]
+    return {
+        "run": str(run),
+        "split": split,
+        "examples": len(required_split(data, split)),
+        "label_tokens": metrics[f"{split}_labels"],
+        "loss": loss,
+        "perplexity": math.exp(loss),
+    }
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--split", type=click.Choice(SPLITS), default="test", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def main(run: Path, split: SplitName, as_json: bool) -> None:
+    """Print the loss of RUN's final weights on one of its splits."""
+    result = evaluate_run(run, split)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    click.echo(
+        f"{split} loss {result['loss']:.4f}, perplexity {result['perplexity']:.3f} "
+        f"({result['examples']} examples, {result['label_tokens']} label tokens)"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_entry(lambda argv: main(argv, prog_name="evaluate", standalone_mode=False)))
