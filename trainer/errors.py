@@ -67,7 +67,7 @@ class GateFailed(RankZeroError):
     exit_code = 5
 
 
-class Interrupted(RankZeroError):  # noqa: N818 - not an error but an outcome
+class Interrupted(RankZeroError):
     """Stopped on request with the state saved; the same command continues."""
 
     exit_code = 75
