@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 
 from launcher.engines.python import RunCommands, make_commands
-from launcher.run_directory import RESOLVED, RunDirectory, refuse_existing_run
+from launcher.run_directory import CreatedRun
 from launcher.supervise import supervise
 from trainer.config import Config, to_json
+from trainer.run_directory import RunDirectory
 
 
 def show_run(config: Config) -> str:
     """Return the commands a run would start, as lines for a shell."""
-    refuse_existing_run(Path(config.output_dir))
+    directory = RunDirectory(Path(config.output_dir))
+    directory.refuse_run(directory.resolved_config)
     return "\n".join(shlex.join(command) for command in _commands(config))
 
 
@@ -24,16 +26,16 @@ def start_run(config: Config, given: Path) -> int:
     When preparing fails the directory holds no run yet, and is given back.
     """
     commands = _commands(config)
-    directory = RunDirectory.create(Path(config.output_dir), given, to_json(config))
+    created = CreatedRun.create(Path(config.output_dir), given, to_json(config))
     is_prepared = False
     try:
         code = supervise(commands.prepare)
         is_prepared = code == 0
     finally:
         if not is_prepared:
-            directory.give_back()
+            created.give_back()
     return supervise(commands.train) if is_prepared else code
 
 
 def _commands(config: Config) -> RunCommands:
-    return make_commands(sys.executable, Path(config.output_dir) / RESOLVED)
+    return make_commands(sys.executable, RunDirectory(Path(config.output_dir)).resolved_config)

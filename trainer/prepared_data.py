@@ -10,7 +10,6 @@ from trainer.data.store import SPLITS, PreparedData, PreparedSplit, SplitName, l
 from trainer.errors import DataError, TrainingFailed
 from trainer.prepare import find_prepared, prepare
 from trainer.run_directory import RunDirectory
-from trainer.status import read_status
 from trainer.world import World
 
 _LONGEST_PAUSE_SECONDS = 5.0
@@ -32,7 +31,7 @@ def _wait_for_entry(config: Config, directory: RunDirectory) -> Path:
     while (entry := find_prepared(config)) is None:
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-        status = read_status(directory)
+        status = directory.read_status()
         if status.get("state") == "failed":
             raise TrainingFailed(
                 f"rank {status.get('rank')} failed to prepare the data",

@@ -62,18 +62,37 @@ class RunDirectory:
     def merged(self) -> Path:
         return self.path / "merged"
 
+    def read_status(self) -> dict[str, Any]:
+        """Return what `status.json` says; empty when there is none yet."""
+        try:
+            content = json.loads(self.status.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def has_failed_before_training(self) -> bool:
+        """Tell a run that ended before its first logged step: there is nothing to lose in it."""
+        return self.read_status().get("state") == "failed" and not self.metrics.exists()
+
+    def refuse_run(self, marker: Path) -> None:
+        """Refuse a directory whose `marker` file says that a run is or was here.
+
+        Raises: ConfigError.
+        """
+        if marker.exists() and not self.has_failed_before_training():
+            raise ConfigError(
+                f"output_dir {self.path} already holds a run",
+                rule="a run is never overwritten",
+                fix=f"choose another one (--set output_dir={self.path}-2), or move this one away",
+            )
+
     def claim(self) -> None:
         """Create the directory for a new run.
 
         Ranks: rank 0 only.
         Raises: ConfigError when a run has been here; EnvironmentProblem when it cannot be made.
         """
-        if self.status.exists():
-            raise ConfigError(
-                f"{self.path} already holds a run",
-                rule="a run directory is never overwritten",
-                fix="choose another output_dir (--set output_dir=...), or move that folder away",
-            )
+        self.refuse_run(self.status)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -6,7 +6,6 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 from trainer.errors import RankZeroError
 from trainer.run_directory import RunDirectory, write_json
@@ -31,7 +30,7 @@ def write_failed(run: RunDirectory, world: World, error: BaseException) -> None:
 
     Ranks: the failing one.
     """
-    if not run.path.is_dir() or read_status(run).get("state") == "failed":
+    if not run.path.is_dir() or run.read_status().get("state") == "failed":
         return
     known = error if isinstance(error, RankZeroError) else RankZeroError(str(error))
     record = {
@@ -46,12 +45,3 @@ def write_failed(run: RunDirectory, world: World, error: BaseException) -> None:
     write_json(run.status, record)
     if TERMINATION_LOG.exists() and os.access(TERMINATION_LOG, os.W_OK):
         TERMINATION_LOG.write_text(json.dumps(record), encoding="utf-8")
-
-
-def read_status(run: RunDirectory) -> dict[str, Any]:
-    """Return the last record; empty when there is none yet."""
-    try:
-        content = json.loads(run.status.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -9,10 +9,9 @@ from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.model_source import looks_like_path
+from trainer.run_directory import RunDirectory
 
-ADAPTER, MERGED, MODEL = "adapter", "merged", "model"  # folders of a run directory
 _ADAPTER_CONFIG = "adapter_config.json"
-_RESOLVED_CONFIG = "resolved.json"
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,10 @@ class TrainedModel:
 
 def is_run(folder: Path) -> bool:
     """Tell a run directory from a model folder."""
-    if (folder / "config.json").is_file() or (folder / _ADAPTER_CONFIG).is_file():
-        return False
-    return any((folder / name).exists() for name in (_RESOLVED_CONFIG, ADAPTER, MERGED, MODEL))
+    run = RunDirectory(folder)
+    return run.resolved_config.is_file() or any(
+        path.is_dir() for path in (run.adapter, run.merged, run.model)
+    )
 
 
 def find_trained_model(target: str) -> TrainedModel:
@@ -50,16 +50,17 @@ def find_trained_model(target: str) -> TrainedModel:
         if (folder / _ADAPTER_CONFIG).is_file():
             return _on_its_base(target, folder)
         return TrainedModel(target, str(folder))
-    if (folder / MERGED / "config.json").is_file():
-        return TrainedModel(target, str(folder / MERGED))
-    if (folder / ADAPTER / _ADAPTER_CONFIG).is_file():
-        return _on_its_base(target, folder / ADAPTER)
-    if (folder / MODEL / "config.json").is_file():
-        return TrainedModel(target, str(folder / MODEL))
+    run = RunDirectory(folder)
+    if (run.merged / "config.json").is_file():
+        return TrainedModel(target, str(run.merged))
+    if (run.adapter / _ADAPTER_CONFIG).is_file():
+        return _on_its_base(target, run.adapter)
+    if (run.model / "config.json").is_file():
+        return TrainedModel(target, str(run.model))
     raise ConfigError(
         f"the run {target} holds no trained model yet",
         rule="a finished run has adapter/, merged/ or model/",
-        fix=f"finish it with --resume, or give a checkpoint: {folder}/checkpoints/step-N",
+        fix=f"train it to its end, or give a checkpoint: {run.checkpoints}/checkpoint-N",
     )
 
 
@@ -70,11 +71,12 @@ def find_adapter(target: str) -> tuple[Path, Path]:
     """
     folder = Path(target).expanduser()
     if (folder / _ADAPTER_CONFIG).is_file():
-        return folder, folder.parent / MERGED
-    if (folder / ADAPTER / _ADAPTER_CONFIG).is_file():
-        return folder / ADAPTER, folder / MERGED
-    if (folder / MODEL / "config.json").is_file() or (folder / "config.json").is_file():
-        whole = folder / MODEL if (folder / MODEL).is_dir() else folder
+        return folder, RunDirectory(folder.parent).merged
+    run = RunDirectory(folder)
+    if (run.adapter / _ADAPTER_CONFIG).is_file():
+        return run.adapter, run.merged
+    if (run.model / "config.json").is_file() or (folder / "config.json").is_file():
+        whole = run.model if run.model.is_dir() else folder
         raise ConfigError(
             f"there is nothing to merge in {target}",
             rule="only LoRA adapters are merged; full fine-tuning leaves a whole model",
@@ -84,7 +86,7 @@ def find_adapter(target: str) -> tuple[Path, Path]:
     raise ConfigError(
         f"{target} {state}",
         rule="merge takes a run directory with adapter/, or a PEFT adapter folder",
-        fix=f"give the run directory, or a checkpoint: {folder}/checkpoints/step-N",
+        fix=f"give the run directory, or a checkpoint: {run.checkpoints}/checkpoint-N",
     )
 
 
@@ -106,7 +108,7 @@ def read_adapter_config(adapter: Path) -> dict[str, Any]:
 
 def read_run_system_prompt(target: str) -> str | None:
     """Read the system prompt a run was trained with, if TARGET is a run that had one."""
-    resolved = Path(target).expanduser() / _RESOLVED_CONFIG
+    resolved = RunDirectory(Path(target).expanduser()).resolved_config
     if not resolved.is_file():
         return None
     data = json.loads(resolved.read_text("utf-8")).get("data") or {}

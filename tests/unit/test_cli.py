@@ -136,7 +136,7 @@ def test_train_writes_the_run_directory_then_prepares_and_trains(
     assert _invoke("train", config, "--set", "seed=3").exit_code == 75
     run = tmp_path / "runs" / "one"
     assert [command[2] for command in recorded.commands] == ["trainer.prepare", "trainer"]
-    assert (run / "config.yaml").read_bytes() == config.read_bytes()
+    assert (run / "given_config.yaml").read_bytes() == config.read_bytes()
     assert (run / "resolved.json").read_text() == to_json(load_config(config, ["seed=3"]))
 
     again = _invoke("train", config)

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 
 from tests.tiny import make_model_folder, make_tokenizer
 from tests.unit.test_merge import make_adapter
-from tests.unit.test_model_training import one_thread  # noqa: F401
 from trainer.entry import run_entry
 from trainer.errors import ConfigError
 from trainer.generation import Answer, Speaker, main, show

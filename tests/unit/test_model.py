@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from tests.tiny import ARCHITECTURES, make_model_folder, make_tokenizer
-from tests.unit.test_model_training import BATCH, CPU, SIZES, make_config, one_thread  # noqa: F401
+from tests.unit.test_model_training import BATCH, CPU, SIZES, make_config
 from trainer import model as model_module
 from trainer.config import ModelConfig
 from trainer.errors import ConfigError, EnvironmentProblem, RankZeroError

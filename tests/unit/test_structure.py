@@ -23,7 +23,7 @@ SHARED = {
     "trainer.config_file",
     "trainer.errors",
     "trainer.lora_presets",
-    "trainer.report",
+    "trainer.run_directory",
 }
 HEAVY = ("torch", "transformers", "datasets", "peft", "deepspeed", "accelerate", "numpy")
 SKIPPED_FOLDERS = {".git", ".venv", "venv", "node_modules", "build", "dist", "models", "runs"}

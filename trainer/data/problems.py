@@ -16,7 +16,7 @@ MAX_SHOWN = 20  # rows shown in an error message
 TOO_LONG_SKIPPED = "longer than max_length"  # the user's choice (too_long: skip), not a bad row
 
 
-class RowProblem(Exception):  # noqa: N818  (a finding about data, not an error of the program)
+class RowProblem(Exception):
     """One row cannot become an example.
 
     `reason` is a short category that rows are counted by, `message` says what is wrong here and
