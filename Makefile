@@ -34,10 +34,10 @@ demo: setup $(QUICKSTART_MODEL)/config.json ## fine-tune a real chat model, merg
 	  --prompt "$$(printf '$(QUESTION)')"
 
 test: setup ## all tests (CPU)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: setup ## unit tests only
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest -n 2 tests/unit
 
 check: setup ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -29,7 +29,7 @@ def rankzero(*arguments: str | Path, **environment: str) -> subprocess.Completed
     return run("-m", "launcher", *arguments, **environment)
 
 
-def write_config(path: Path, model: Path, output: Path, **sections: Any) -> Path:
+def write_config(path: Path, model: Path, output: Path, /, **sections: Any) -> Path:
     """Write a small run config on the medical questions; `sections` are merged over it."""
     config: dict[str, Any] = {
         "model": {"name": str(model)},

@@ -115,7 +115,7 @@ def reference_step(model: torch.nn.Module) -> tuple[float, dict[str, torch.Tenso
     loss = total / int(split.num_labels.sum())
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return float(loss), gradients
+    return float(loss.detach()), gradients
 
 
 def main(model_folder: str, output: str, max_tokens: str) -> None:

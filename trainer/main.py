@@ -166,6 +166,7 @@ class Session:
     def finish(self, trainer: RankZeroTrainer, metrics: dict[str, float]) -> RunResults:
         """Take the best weights, measure the held-out splits, write the result."""
         if self.best and self.best.best_step and self.config.evaluation.load_best:
+            self.console.print(f"the best weights are those of step {self.best.best_step}")
             load_weights(trainer, self.directory.best_model)
         after = trainer.held_out_losses()
         is_lora = self.config.lora.enabled

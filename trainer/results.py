@@ -38,8 +38,6 @@ class RunResults:
         ]
         if self.stopped_early:
             lines.append("stopped early: the validation loss no longer falls")
-        if self.best_step:
-            lines.append(f"best validation loss at step {self.best_step}")
         for split, loss in self.after.items():
             before = self.before.get(split)
             lines.append(

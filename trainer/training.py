@@ -70,6 +70,8 @@ def to_training_arguments(
         "run_name": config.tracking.run_name or directory.path.name,
         "project": config.tracking.project,
         "disable_tqdm": True,  # callbacks/progress.py draws
+        "log_level": "error",  # Trainer sets the library's level from this
+        "log_level_replica": "error",
         "ddp_find_unused_parameters": False,
         "ddp_broadcast_buffers": False,
         "remove_unused_columns": False,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import CHATML, make_model_folder, make_tokenizer
-from tests.unit.test_model_training import BATCH, CPU, logits, make_config, train  # noqa: F401
+from tests.unit.test_model_training import BATCH, CPU, logits, make_config, train
 from trainer import merge as merge_module
 from trainer.entry import run_entry
 from trainer.errors import ConfigError, EnvironmentProblem, TrainingFailed
