@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 QUICKSTART_MODEL := models/smollm2-135m-instruct
-QUESTION := Subject: Physiology\n\nMost sensitive nerve fiber to hypoxia\n\na) A\nb) B\nc) C\nd) All are equally sensitive
+QUESTION := Subject: Anatomy\n\nWhich of these bones is in the leg?\n\na) Tibia\nb) Ulna\nc) Radius\nd) Humerus
 
 # Nothing is reported anywhere, and nothing but the package index is asked.
 export HF_HUB_OFFLINE ?= 1
