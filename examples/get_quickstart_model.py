@@ -7,9 +7,12 @@ needed. Its weights are read once and stored as bfloat16 safetensors.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 import sys
 from pathlib import Path
+
+os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -24,7 +27,7 @@ def main(target: Path) -> None:
     if (target / "config.json").is_file():
         print(f"{target} is there already")
         return
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     source = _packaged_folder()
     print(f"converting {GGUF_FILE} (half a minute)")
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
