@@ -73,6 +73,7 @@ ENV HOME=/cache \
     TRITON_CACHE_DIR=/cache/triton \
     XDG_CACHE_HOME=/cache/xdg \
     HF_HUB_DISABLE_TELEMETRY=1 \
+    MLFLOW_DISABLE_TELEMETRY=true \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     PYTHONUNBUFFERED=1
 VOLUME ["/cache"]
