@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+IMAGE ?= rankzero
+IMAGE_TOOL ?= docker
 QUICKSTART_MODEL := models/smollm2-135m-instruct
 QUESTION := Subject: Anatomy\n\nWhich of these bones is in the leg?\n\na) Tibia\nb) Ulna\nc) Radius\nd) Humerus
 
@@ -50,6 +52,9 @@ format: setup ## format and fix what can be fixed
 
 bench: setup ## data preparation beside the tokenizer's own template, as ratios
 	$(BIN)/python benchmarks/prepare.py
+
+image: ## the container image; BASE_IMAGE=... takes another base, IMAGE_TOOL=podman another builder
+	$(IMAGE_TOOL) build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --tag $(IMAGE) .
 
 lock: setup ## pin every dependency again (requirements.lock)
 	$(BIN)/pip install --quiet pip-tools

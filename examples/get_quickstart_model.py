@@ -39,6 +39,8 @@ def main(target: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    for file in partial.iterdir():
+        file.chmod(0o644)  # safetensors writes weights as 0600, hidden from a container
     partial.rename(target)
     print(f"wrote {target}")
 

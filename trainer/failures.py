@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 
 import torch
 
@@ -21,9 +22,11 @@ def explained(error: BaseException) -> BaseException:
             fix="lower training.max_tokens_per_device or data.max_length, turn on "
             "training.gradient_checkpointing, or set model.quantization: nf4",
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    # torch.save reports a full disk as a RuntimeError raised on top of the real one.
+    full = next((link for link in _causes(error) if _is_disk_full(link)), None)
+    if full is not None:
         return EnvironmentProblem(
-            f"no space left writing {error.filename or 'a file of the run'}",
+            f"no space left writing {full.filename or 'a file of the run'}",
             rule="checkpoints, adapter and merged model need free disk",
             fix="free space, lower checkpoint.keep_last, or choose another output_dir",
         )
@@ -34,3 +37,15 @@ def explained(error: BaseException) -> BaseException:
             fix="change the permissions, output_dir or data.cache_dir",
         )
     return error
+
+
+def _causes(error: BaseException) -> Iterator[OSError]:
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError):
+            yield link
+        link = link.__cause__ or link.__context__
+
+
+def _is_disk_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +21,10 @@ from trainer.callbacks.progress import ProgressCallback
 from trainer.config import Config, load_config
 from trainer.data.store import PreparedData
 from trainer.deepspeed_setup import deepspeed_arguments
+from trainer.errors import TrainingFailed
 from trainer.failures import explained
 from trainer.loss import can_select_logits
 from trainer.memory_report import memory_line
-from trainer.merge import merge_adapter
 from trainer.model import build_model, load_tokenizer, parameter_line
 from trainer.packing_proof import packing_is_exact
 from trainer.precision import choose_device, choose_precision, probe_native_bf16
@@ -48,12 +50,33 @@ def run(config_path: Path) -> None:
         write_json(directory.resolved_config, config.model_dump(mode="json"))
     try:
         Session(config, world, directory).run()
+        # The session is gone, and with it the memory of training.
+        if world.is_rank_zero and config.merge.after_training and config.lora.enabled:
+            merge(directory)
     except BaseException as error:
         known = explained(error)
         write_failed(directory, world, known)
         raise known from error
     if world.is_rank_zero:
         write_completed(directory)
+
+
+def merge(directory: RunDirectory) -> None:
+    """Merge in a process of its own: DeepSpeed's hooks into model loading stay behind.
+
+    Ranks: rank 0 only.
+    Raises: RankZeroError with the exit code of the merge, which has said why.
+    """
+    command = [sys.executable, "-m", "trainer.merge", str(directory.path)]
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        error = TrainingFailed(
+            "the merge after training failed",
+            rule="the adapter is complete, only merged/ is missing",
+            fix=f"see the error above, then: rankzero merge {directory.path}",
+        )
+        error.exit_code = code if code > 0 else TrainingFailed.exit_code
+        raise error
 
 
 class Session:
@@ -76,7 +99,6 @@ class Session:
         results = self.finish(trainer, output.metrics)
         self.leave_process_group()
         if self.world.is_rank_zero:
-            self.merge()
             results.write(self.directory.summary)
             self.console.print(results.text(self.directory))
 
@@ -177,7 +199,7 @@ class Session:
             steps=trainer.state.global_step,
             examples=trainer.state.global_step * trainer.plan.global_batch_size,
             tokens=trainer.tokens_seen,
-            runtime_seconds=metrics["train_runtime"],
+            training_seconds=metrics["train_runtime"],
             train_loss=metrics["train_loss"],
             best_step=self.best.best_step if self.best else None,
             stopped_early=trainer.state.global_step < trainer.plan.num_steps,
@@ -187,9 +209,3 @@ class Session:
         """What follows is rank 0's alone; the others must not wait for it."""
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-    def merge(self) -> None:
-        """Ranks: rank 0 only."""
-        if self.config.merge.after_training and self.config.lora.enabled:
-            self.console.print("merging the adapter into the base model")
-            merge_adapter(self.directory.adapter, self.directory.merged, base=None)

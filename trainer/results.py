@@ -18,7 +18,7 @@ class RunResults:
     steps: int
     examples: int
     tokens: int
-    runtime_seconds: float
+    training_seconds: float  # without evaluations and checkpoints
     train_loss: float
     best_step: int | None
     stopped_early: bool
@@ -31,7 +31,7 @@ class RunResults:
         """The closing lines. Pure but for looking at which results exist."""
         rates = self._rates()
         lines = [
-            f"trained {self.steps} steps in {self.runtime_seconds:.0f} s: "
+            f"trained {self.steps} steps in {self.training_seconds:.0f} s: "
             f"{rates['samples_per_second']:.2f} samples/s, "
             f"{rates['steps_per_second']:.3f} steps/s, "
             f"{rates['tokens_per_second']:,.0f} tokens/s, mean loss {self.train_loss:.4f}"
@@ -52,7 +52,7 @@ class RunResults:
         return "\n".join(lines)
 
     def _rates(self) -> dict[str, float]:
-        seconds = max(self.runtime_seconds, 1e-9)
+        seconds = max(self.training_seconds, 1e-9)
         return {
             "samples_per_second": self.examples / seconds,
             "steps_per_second": self.steps / seconds,

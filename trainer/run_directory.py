@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from trainer.errors import ConfigError, EnvironmentProblem
 
@@ -70,19 +73,26 @@ class RunDirectory:
             return {}
         return content if isinstance(content, dict) else {}
 
-    def has_failed_before_training(self) -> bool:
+    def has_ended_before_training(self) -> bool:
         """Tell a run that ended before its first logged step: there is nothing to lose in it."""
-        return self.read_status().get("state") == "failed" and not self.metrics.exists()
+        status = self.read_status()
+        ended = status.get("state") in ("failed", "interrupted") or (
+            status.get("host") == socket.gethostname() and not psutil.pid_exists(status["pid"])
+        )
+        return ended and not self.metrics.exists()
 
     def refuse_run(self, marker: Path) -> None:
-        """Refuse a directory whose `marker` file says that a run is or was here.
+        """Refuse a directory that holds results, or whose `marker` file says that a run is here.
 
         Raises: ConfigError.
         """
-        if marker.exists() and not self.has_failed_before_training():
+        results = (self.adapter, self.model, self.merged, self.best_model, self.metrics)
+        found = next((path for path in results if path.exists()), None)
+        if found is not None or (marker.exists() and not self.has_ended_before_training()):
+            what = f" ({found.name} is there)" if found is not None else ""
             raise ConfigError(
-                f"output_dir {self.path} already holds a run",
-                rule="a run is never overwritten",
+                f"output_dir {self.path} already holds a run{what}",
+                rule="a run, or a folder it would write, is never overwritten",
                 fix=f"choose another one (--set output_dir={self.path}-2), or move this one away",
             )
 
@@ -106,5 +116,9 @@ class RunDirectory:
 def write_json(path: Path, value: Any) -> None:
     """Write a small JSON file so that a reader sees the old one or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +40,14 @@ class BatchPlan:
         return (
             f"{self.num_steps} steps of {self.global_batch_size} examples "
             f"({self.epochs_at(self.num_steps):.2f} epochs of {self.num_examples}), "
-            f"{world_size} process(es), at most {self.max_tokens} tokens in a micro-batch"
+            f"{world_size} process(es), at most {self.max_tokens} tokens in a micro-batch, "
+            f"warm-up {self.warmup_steps} steps"
+            + (" (the whole run: it never reaches its peak rate)" if self.is_all_warm_up else "")
         )
+
+    @property
+    def is_all_warm_up(self) -> bool:
+        return self.num_steps > 1 and self.warmup_steps >= self.num_steps
 
 
 def global_batch_size(training: TrainingConfig, world_size: int) -> int:
@@ -98,7 +103,8 @@ def make_batch_plan(
 def _warmup_steps(training: TrainingConfig, steps: int) -> int:
     if training.warmup_steps is not None:
         return training.warmup_steps
-    return math.ceil((training.warmup_ratio or 0.0) * steps)
+    # Rounded down: transformers' warm-up begins at rate 0, a step that a short run cannot spare.
+    return int(round((training.warmup_ratio or 0.0) * steps, 6))
 
 
 def scheduler_arguments(training: TrainingConfig) -> dict[str, Any]:
@@ -108,6 +114,9 @@ def scheduler_arguments(training: TrainingConfig) -> dict[str, Any]:
             "lr_scheduler_type": "cosine_with_min_lr",
             "lr_scheduler_kwargs": {"min_lr_rate": training.min_lr_ratio},
         }
+    if training.scheduler == "polynomial":
+        # Its own default end, 1e-7, refuses a smaller peak.
+        return {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 0.0}}
     return {"lr_scheduler_type": training.scheduler}
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import time
 from pathlib import Path
 
-from trainer.errors import RankZeroError
+from trainer.errors import Interrupted, RankZeroError
 from trainer.run_directory import RunDirectory, write_json
 from trainer.world import World
 
@@ -17,7 +19,8 @@ TERMINATION_LOG = Path("/dev/termination-log")
 
 def write_running(run: RunDirectory) -> None:
     """Ranks: rank 0 only."""
-    write_json(run.status, {"state": "running", "pid": os.getpid(), "started": time.time()})
+    process = {"pid": os.getpid(), "host": socket.gethostname()}
+    write_json(run.status, {"state": "running", **process, "started": time.time()})
 
 
 def write_completed(run: RunDirectory) -> None:
@@ -30,11 +33,12 @@ def write_failed(run: RunDirectory, world: World, error: BaseException) -> None:
 
     Ranks: the failing one.
     """
-    if not run.path.is_dir() or run.read_status().get("state") == "failed":
+    if not run.path.is_dir() or run.read_status().get("state") in ("failed", "interrupted"):
         return
     known = error if isinstance(error, RankZeroError) else RankZeroError(str(error))
+    is_interrupted = isinstance(error, (Interrupted, KeyboardInterrupt))
     record = {
-        "state": "failed",
+        "state": "interrupted" if is_interrupted else "failed",
         "exit_code": known.exit_code,
         "rank": world.rank,
         "error": type(error).__name__,
@@ -42,6 +46,8 @@ def write_failed(run: RunDirectory, world: World, error: BaseException) -> None:
         "remedy": known.fix,
         "ended": time.time(),
     }
-    write_json(run.status, record)
+    # On a full disk the error itself must still come out.
+    with contextlib.suppress(OSError):
+        write_json(run.status, record)
     if TERMINATION_LOG.exists() and os.access(TERMINATION_LOG, os.W_OK):
         TERMINATION_LOG.write_text(json.dumps(record), encoding="utf-8")

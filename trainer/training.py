@@ -30,9 +30,13 @@ from trainer.data.store import PreparedData, PreparedSplit, SplitName
 from trainer.errors import TrainingFailed
 from trainer.loss import summed_loss
 from trainer.memory_report import memory_metrics
+from trainer.neftune import EmbeddingNoise
 from trainer.run_directory import RunDirectory
 from trainer.schedule import BatchPlan, scheduler_arguments
 from trainer.world import World
+
+# Trainer computes these from a batch size of one, or not at all.
+_MEANINGLESS = ("eval_steps_per_second", "test_steps_per_second", "total_flos")
 
 
 def to_training_arguments(
@@ -54,7 +58,6 @@ def to_training_arguments(
         "adam_epsilon": training.adam_epsilon,
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
-        "neftune_noise_alpha": training.neftune_noise_alpha,
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
         "use_cpu": device_type == "cpu",
@@ -103,8 +106,12 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
         self.select_logits = select_logits
         self.tokens_seen = 0  # by all ranks together
         self._tokens_at_log, self._time_at_log = 0, time.perf_counter()
+        self._started, self._seconds_stopped = time.perf_counter(), 0.0
+        self._evaluation_datasets: dict[SplitName, EvaluationDataset] = {}
         super().__init__(**arguments)
         self.remove_callback(PrinterCallback)
+        alpha = config.training.neftune_noise_alpha
+        self.noise = None if alpha is None else EmbeddingNoise(self.model, alpha)
 
     # -- data ---------------------------------------------------------------------------------
 
@@ -124,14 +131,16 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[MicroBatch]:
         """This rank's micro-batches of a split, given by name."""
-        dataset = EvaluationDataset(
-            self._split(eval_dataset or "validation"),
-            rank=self.world.rank,
-            world_size=self.world.world_size,
-            max_tokens=self.plan.max_evaluation_tokens,
-            max_examples=self.plan.max_examples,
-        )
-        return self._loader(dataset)
+        name: SplitName = eval_dataset or "validation"
+        if name not in self._evaluation_datasets:
+            self._evaluation_datasets[name] = EvaluationDataset(
+                self._split(name),
+                rank=self.world.rank,
+                world_size=self.world.world_size,
+                max_tokens=self.plan.max_evaluation_tokens,
+                max_examples=self.plan.max_examples,
+            )
+        return self._loader(self._evaluation_datasets[name])
 
     def _split(self, name: SplitName) -> PreparedSplit:
         split = self.data.split(name)
@@ -168,6 +177,8 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
         for number, micro_batch in enumerate(micro_batches, 1):
             with self._gradient_sync(model, is_last=number == len(micro_batches)):
                 moved = MicroBatch(*(self._to_device(tensor) for tensor in micro_batch))
+                if self.noise is not None:
+                    self.noise.follow(moved.position_ids)
                 loss = scale * summed_loss(model, moved, select_logits=self.select_logits)
                 self.accelerator.backward(loss)
             total += loss.detach()
@@ -228,6 +239,9 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
         """As Trainer's; its time does not count as training time."""
         with self._clock_stopped():
             metrics: dict[str, float] = super().evaluate(*arguments, **keywords)
+        for name, value in metrics.items():
+            if name.endswith("_loss"):
+                self._require_finite(value, name.replace("eval_loss", "validation loss"))
         return metrics
 
     def held_out_losses(self) -> dict[str, float]:
@@ -266,8 +280,12 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
 
         Raises: TrainingFailed on a non-finite loss.
         """
+        for name in [name for name in logs if name.endswith(_MEANINGLESS)]:
+            del logs[name]
+        if "train_runtime" in logs:
+            logs.update(self._rates())
         if "loss" in logs:
-            self._require_finite(logs["loss"])
+            self._require_finite(logs["loss"], "training loss")
             now = time.perf_counter()
             tokens, seconds = self.tokens_seen - self._tokens_at_log, now - self._time_at_log
             logs["tokens_per_second"] = tokens / seconds
@@ -276,10 +294,21 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
             self._tokens_at_log, self._time_at_log = self.tokens_seen, now
         super().log(logs)
 
-    def _require_finite(self, loss: float) -> None:
+    def _rates(self) -> dict[str, float]:
+        """Training time alone; Trainer would count evaluations, and a step as one sample."""
+        seconds = time.perf_counter() - self._started - self._seconds_stopped
+        steps = self.state.global_step
+        return {
+            "train_runtime": seconds,
+            "train_steps_per_second": steps / seconds,
+            "train_samples_per_second": steps * self.plan.global_batch_size / seconds,
+            "train_tokens_per_second": self.tokens_seen / seconds,
+        }
+
+    def _require_finite(self, loss: float, name: str) -> None:
         if not math.isfinite(loss):
             raise TrainingFailed(
-                f"the training loss is {loss} at step {self.state.global_step}",
+                f"the {name} is {loss} at step {self.state.global_step}",
                 rule="a loss that is not a finite number cannot be learned from",
                 fix="lower training.learning_rate, warm up longer, or use training.precision: bf16",
             )
@@ -292,4 +321,6 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
     def _clock_stopped(self) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self._time_at_log += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self._time_at_log += seconds
+        self._seconds_stopped += seconds

@@ -30,6 +30,8 @@ def write_weights(trainer: RankZeroTrainer, folder: Path) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
             model.save_pretrained(temporary, state_dict=state)
             trainer.processing_class.save_pretrained(temporary)
+            for file in temporary.iterdir():
+                file.chmod(0o644)  # safetensors writes weights as 0600, hidden from a container
             _replace_folder(temporary, folder)
     trainer.accelerator.wait_for_everyone()
 

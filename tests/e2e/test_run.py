@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -123,12 +124,62 @@ def test_bad_rows_stop_before_training_and_leave_nothing(base: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_ends_in_nan_is_a_failure_not_a_best_model(base: Path, tmp_path: Path) -> None:
+    config = write_config(
+        tmp_path / "run.json",
+        base,
+        tmp_path / "out",
+        training={
+            "learning_rate": 10,
+            "max_steps": 2,
+            "warmup_steps": 0,
+            "optimizer": "sgd",
+            "max_grad_norm": 1e6,
+            "weight_decay": 1e9,
+        },
+        evaluation={"every_steps": 1},
+    )
+    failed = rankzero("train", config)
+    assert failed.returncode == 4, failed.stderr
+    assert "validation loss is" in failed.stderr
+    assert not (tmp_path / "out" / "best_model").exists()
+
+
+def test_folders_a_run_would_write_are_never_replaced(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "adapter").mkdir(parents=True)
+    (tmp_path / "out" / "adapter" / "mine.txt").write_text("keep")
+    config = write_config(tmp_path / "run.json", base, tmp_path / "out")
+    refused = rankzero("train", config)
+    assert refused.returncode == 2
+    assert "adapter is there" in refused.stderr
+    assert (tmp_path / "out" / "adapter" / "mine.txt").read_text() == "keep"
+
+
+def test_a_failed_merge_keeps_the_result_of_training(base: Path, tmp_path: Path) -> None:
+    model = tmp_path / "base"
+    shutil.copytree(base, model)
+    config = write_config(
+        tmp_path / "run.json",
+        model,
+        tmp_path / "out",
+        training={"max_steps": 2, "learning_rate": 1e-30},  # changes nothing: merge refuses
+        evaluation={"every_steps": None},
+        data={"validation_size": 0, "test_size": 0},
+        merge={"after_training": True},
+    )
+    failed = rankzero("train", config)
+    assert failed.returncode == 4, failed.stderr
+    assert "the merge after training failed" in failed.stderr
+    assert read_json(tmp_path / "out" / "summary.json")["steps"] == 2
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+
+
 def test_a_diverging_run_says_so(base: Path, tmp_path: Path) -> None:
     config = write_config(
         tmp_path / "run.json",
         base,
         tmp_path / "out",
-        training={"learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 0},
+        training={"learning_rate": 10, "warmup_steps": 0, "optimizer": "sgd", "weight_decay": 1e9},
         evaluation={"at_start": False},
     )
     failed = rankzero("train", config)

@@ -69,6 +69,14 @@ def test_assignment_uses_as_few_micro_batches_as_fit_and_balances_them() -> None
     assert max(per_rank) / min(per_rank) < 1.02
 
 
+@pytest.mark.parametrize("max_examples", [None, 2])
+def test_assignment_copes_with_examples_that_do_not_share(max_examples: int | None) -> None:
+    lengths = np.random.default_rng(2).integers(300, 512, 30_000).astype(np.int32)
+    ranks = assign(lengths, 2, 512, max_examples)
+    assert [len(rank) for rank in ranks] == [15_000, 15_000]
+    assert max(len(members) for rank in ranks for members in rank) == 1
+
+
 def test_fewer_examples_than_ranks_leave_empty_micro_batches() -> None:
     ranks = assign(np.array([5, 7], np.int32), 4, 100)
     assert sorted(map(tuple, (m for rank in ranks for m in rank))) == [(), (), (0,), (1,)]

@@ -60,7 +60,11 @@ def test_warm_up_by_steps_or_ratio() -> None:
     training = {"global_batch_size": 8, "max_steps": 100}
     assert plan_of({**training, "warmup_steps": 7}).warmup_steps == 7
     assert plan_of({**training, "warmup_ratio": 0.03}).warmup_steps == 3
-    assert plan_of({**training, "warmup_ratio": 0.031}).warmup_steps == 4
+    assert plan_of({**training, "warmup_ratio": 0.29}).warmup_steps == 29  # 28.999... in floats
+    # A warm-up of one step would be a step at rate 0: a run of 10 steps has none.
+    assert plan_of({**training, "max_steps": 10, "warmup_ratio": 0.03}).warmup_steps == 0
+    too_long = plan_of({**training, "max_steps": 10, "warmup_steps": 10})
+    assert "never reaches its peak rate" in too_long.line(1)
 
 
 def test_a_micro_batch_must_hold_the_longest_example() -> None:
@@ -126,9 +130,7 @@ def evaluate_all(callback: Any, losses: list[float]) -> int | None:
 def test_early_stopping(
     patience: int | None, threshold: float, losses: list[float], stops_at: int | None
 ) -> None:
-    config = EvaluationConfig(
-        early_stopping_patience=patience, early_stopping_threshold=threshold
-    )
+    config = EvaluationConfig(early_stopping_patience=patience, early_stopping_threshold=threshold)
     assert evaluate_all(EarlyStoppingCallback(config), losses) == stops_at
 
 
@@ -179,6 +181,10 @@ def test_cosine_with_a_floor_ends_at_a_tenth_of_the_peak() -> None:
     assert seen[10] == pytest.approx(1.0)
     assert seen[55] == pytest.approx(0.55)
     assert seen[100] == pytest.approx(0.1)
+
+
+def test_a_polynomial_schedule_takes_any_peak() -> None:
+    assert rates({"learning_rate": 1e-8, "scheduler": "polynomial", "warmup_steps": 0}, 4)[4] == 0
 
 
 @pytest.mark.parametrize(

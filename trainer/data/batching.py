@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from bisect import bisect_left, insort
 from functools import lru_cache
 
 import numpy as np
@@ -79,23 +80,55 @@ def assign(
 ) -> Assignment:
     """Split examples into W x K micro-batches of at most `max_tokens` tokens, evenly filled.
 
-    K is the smallest number that fits and is the same on every rank (ZeRO's collectives need
-    that). A rank may get an empty micro-batch when there are fewer examples than places.
+    K is as small as packing gets it, and the same on every rank (ZeRO's collectives need that). A
+    rank may get an empty micro-batch when there are fewer examples than places.
 
     Shapes: lengths (G,) -> [W][K] lists of positions 0..G-1, each in ascending order
     Raises: ValueError when one example alone is longer than `max_tokens`.
     """
     if len(lengths) and int(lengths.max()) > max_tokens:
         raise ValueError(f"an example of {int(lengths.max())} tokens exceeds {max_tokens}")
-    per_rank = max(1, math.ceil(int(lengths.sum()) / (world_size * max_tokens)))
-    if max_examples is not None:
-        per_rank = max(per_rank, math.ceil(len(lengths) / (world_size * max_examples)))
     longest_first = [int(i) for i in np.argsort(-lengths.astype(np.int64), kind="stable")]
-    while True:
-        bins = _fill_evenly(lengths, longest_first, world_size * per_rank, max_tokens, max_examples)
-        if bins is not None:
-            return _deal(lengths, bins, world_size)
-        per_rank += 1
+    tight = _fill_tightly(lengths, longest_first, max_tokens, max_examples)
+    fewest = math.ceil(int(lengths.sum()) / (world_size * max_tokens))
+    enough = max(1, math.ceil(len(tight) / world_size))
+    # Tight bins always fit; even ones are wanted, and may fit into fewer.
+    best = tight + [[]] * (enough * world_size - len(tight))
+    low, high = max(1, fewest), enough
+    while low <= high:
+        middle = (low + high) // 2
+        even = _fill_evenly(lengths, longest_first, middle * world_size, max_tokens, max_examples)
+        if even is None:
+            low = middle + 1
+        else:
+            best, high = even, middle - 1
+    return _deal(lengths, best, world_size)
+
+
+def _fill_tightly(
+    lengths: NDArray[np.int32],
+    longest_first: list[int],
+    max_tokens: int,
+    max_examples: int | None,
+) -> list[list[int]]:
+    """Longest example first, each into the fullest bin that takes it: few bins.
+
+    Source: best-fit decreasing; it uses at most 11/9 of the fewest bins, plus one.
+    """
+    bins: list[list[int]] = []
+    open_bins: list[tuple[int, int]] = []  # (room left, bin), ascending
+    for position in longest_first:
+        length = int(lengths[position])
+        place = bisect_left(open_bins, (length, -1))
+        if place < len(open_bins):
+            room, number = open_bins.pop(place)
+        else:
+            room, number = max_tokens, len(bins)
+            bins.append([])
+        bins[number].append(position)
+        if max_examples is None or len(bins[number]) < max_examples:
+            insort(open_bins, (room - length, number))
+    return bins
 
 
 def _fill_evenly(

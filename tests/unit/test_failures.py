@@ -1,0 +1,102 @@
+"""What a failure is called, and what is written about it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.errors import (
+    ConfigError,
+    EnvironmentProblem,
+    Interrupted,
+    RankZeroError,
+    TrainingFailed,
+)
+from trainer.failures import explained
+from trainer.run_directory import RunDirectory, write_json
+from trainer.status import write_completed, write_failed, write_running
+from trainer.world import World
+
+
+def disk_full_under_torch() -> RuntimeError:
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "step.pt")
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0")
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), TrainingFailed),
+        (MemoryError(), TrainingFailed),
+        (disk_full_under_torch(), EnvironmentProblem),
+        (PermissionError(errno.EACCES, "no", "x"), EnvironmentProblem),
+        (ConfigError("as it is"), ConfigError),
+    ],
+)
+def test_known_failures_get_their_class_and_a_fix(error: BaseException, kind: type) -> None:
+    known = explained(error)
+    assert type(known) is kind
+    assert isinstance(known, RankZeroError)
+    assert known is error or known.fix
+
+
+def test_a_bug_stays_what_it_is() -> None:
+    error = KeyError("bug")
+    assert explained(error) is error
+
+
+def test_the_first_rank_to_fail_is_the_one_recorded(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    write_running(run)
+    write_failed(run, World(3, 4, 3), TrainingFailed("the cause", fix="do this"))
+    write_failed(run, World(0, 4, 0), TrainingFailed("a consequence"))
+    status = json.loads(run.status.read_text())
+    assert (status["rank"], status["message"], status["remedy"]) == (3, "the cause", "do this")
+    assert status["exit_code"] == 4
+
+
+@pytest.mark.parametrize("error", [TrainingFailed("x"), Interrupted("stopped by SIGTERM")])
+def test_a_directory_is_free_again_when_nothing_was_trained(
+    error: RankZeroError, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.claim()
+    write_running(run)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run.claim()  # its process, this one, is alive
+    write_failed(run, World(), error)
+    run.claim()
+    run.metrics.write_text("{}")
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is there"):
+        run.claim()
+
+
+def test_a_run_whose_process_died_before_training_gives_its_directory_back(
+    tmp_path: Path,
+) -> None:
+    run = RunDirectory(tmp_path)
+    ended = os.spawnlp(os.P_NOWAIT, "true", "true")
+    os.waitpid(ended, 0)
+    write_json(run.status, {"state": "running", "pid": ended, "host": socket.gethostname()})
+    run.claim()
+    write_json(run.status, {"state": "running", "pid": ended, "host": "another-host"})
+    with pytest.raises(ConfigError):
+        run.claim()
+
+
+def test_a_completed_run_is_taken(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    write_completed(run)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run.claim()
