@@ -35,6 +35,8 @@ from trainer.run_directory import RunDirectory
 from trainer.schedule import BatchPlan, scheduler_arguments
 from trainer.world import World
 
+# Trainer's prefix of a metric -> the split it was measured on.
+_SPLIT_OF: dict[str, SplitName] = {"eval": "validation", "test": "test"}
 # Trainer computes these from a batch size of one, or not at all.
 _MEANINGLESS = ("eval_steps_per_second", "test_steps_per_second", "total_flos")
 
@@ -224,8 +226,11 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
         loss_sum, num_labels = self._sum_over_ranks(
             torch.stack([loss_sum_here, torch.tensor(float(num_labels_here)).double()])
         )
+        mean = loss_sum / max(1.0, num_labels)
+        # Here, before a callback takes it for the best one.
+        self._require_finite(mean, f"{_SPLIT_OF.get(metric_key_prefix, metric_key_prefix)} loss")
         metrics = {
-            f"{metric_key_prefix}_loss": loss_sum / max(1.0, num_labels),
+            f"{metric_key_prefix}_loss": mean,
             f"{metric_key_prefix}_labels": int(num_labels),
         }
         return EvalLoopOutput(
@@ -239,16 +244,12 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
         """As Trainer's; its time does not count as training time."""
         with self._clock_stopped():
             metrics: dict[str, float] = super().evaluate(*arguments, **keywords)
-        for name, value in metrics.items():
-            if name.endswith("_loss"):
-                self._require_finite(value, name.replace("eval_loss", "validation loss"))
         return metrics
 
     def held_out_losses(self) -> dict[str, float]:
         """Loss of the validation and test splits, as far as there are any."""
         losses: dict[str, float] = {}
-        prefixes: dict[SplitName, str] = {"validation": "eval", "test": "test"}
-        for split, prefix in prefixes.items():
+        for prefix, split in _SPLIT_OF.items():
             if self.data.split(split) is not None:
                 metrics = self.evaluate(split, metric_key_prefix=prefix)
                 losses[split] = metrics[f"{prefix}_loss"]

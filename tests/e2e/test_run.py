@@ -142,7 +142,7 @@ def test_a_run_that_ends_in_nan_is_a_failure_not_a_best_model(base: Path, tmp_pa
     failed = rankzero("train", config)
     assert failed.returncode == 4, failed.stderr
     assert "validation loss is" in failed.stderr
-    assert not (tmp_path / "out" / "best_model").exists()
+    assert not (tmp_path / "out" / "summary.json").exists()
 
 
 def test_folders_a_run_would_write_are_never_replaced(base: Path, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.one_step import MemorySplit, make_trainer, reference_step, trainer_step
 from tests.tiny import ARCHITECTURES, make_model_folder
+from trainer.callbacks.best_model import BestModelCallback
+from trainer.errors import TrainingFailed
 from trainer.world import World
 
 ALL_TOKENS = int(MemorySplit().lengths.sum())
@@ -68,3 +70,19 @@ def test_evaluation_is_the_mean_over_labelled_tokens(tmp_path: Path) -> None:
         metrics = trainer.evaluate("train", metric_key_prefix="test")
         assert metrics["test_loss"] == pytest.approx(expected, rel=1e-5)
         assert metrics["test_labels"] == int(MemorySplit().num_labels.sum())
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(make_model_folder(tmp_path / "model"))
+    trainer = make_trainer(model, tmp_path / "run", max_tokens=ALL_TOKENS, world=World())
+    written: list[str] = []
+    trainer.add_callback(BestModelCallback(lambda: written.append("best")))
+    trainer.state.global_step = 1
+    trainer.prepare_for_evaluation()
+    trainer.evaluate("validation")
+    assert written == ["best"]
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(TrainingFailed, match="validation loss is nan at step 1"):
+        trainer.evaluate("validation")
+    assert written == ["best"]
