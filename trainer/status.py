@@ -42,7 +42,7 @@ def write_failed(run: RunDirectory, world: World, error: BaseException) -> None:
         "exit_code": known.exit_code,
         "rank": world.rank,
         "error": type(error).__name__,
-        "message": known.what,
+        "message": known.what or type(error).__name__,
         "remedy": known.fix,
         "ended": time.time(),
     }
