@@ -10,6 +10,7 @@ from launcher.engines.python import RunCommands, make_commands
 from launcher.run_directory import CreatedRun
 from launcher.supervise import supervise
 from trainer.config import Config, to_json
+from trainer.config_paths import with_absolute_paths
 from trainer.run_directory import RunDirectory
 
 
@@ -26,7 +27,7 @@ def start_run(config: Config, given: Path) -> int:
     When preparing fails the directory holds no run yet, and is given back.
     """
     commands = _commands(config)
-    created = CreatedRun.create(Path(config.output_dir), given, to_json(config))
+    created = CreatedRun.create(Path(config.output_dir), given, to_json(with_absolute_paths(config)))
     is_prepared = False
     try:
         code = supervise(commands.prepare)

@@ -44,8 +44,7 @@ def supervise(command: Sequence[str], *, is_interactive: bool = False) -> int:
     name = signal.Signals(-code).name
     if -code in supervisor.sent:
         raise Interrupted(
-            f"stopped by {name} before there was anything to save",
-            fix="start the same command again",
+            f"stopped by {name}",
         )
     raise TrainingFailed(
         f"`{' '.join(command[1:3])}` was killed by {name}",

@@ -12,11 +12,14 @@ from typing import Any
 EXAMPLE_DATA = Path(__file__).parent.parent / "examples" / "data"
 
 
-def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str | Path, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS` and return what it printed."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         check=False,
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=600,

@@ -143,6 +143,8 @@ def _expected(error: Mapping[str, Any]) -> str:
             return f"{limits['ge']:g} or more"
         case "less_than":
             return f"less than {limits['lt']:g}"
+        case "less_than_equal":
+            return f"{limits['le']:.10g} or less"
         case "literal_error":
             return "one of " + ", ".join(_choices(error))
         case "string_too_short" | "too_short":

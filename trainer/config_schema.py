@@ -13,11 +13,13 @@ from pydantic import Field, StrictBool, StrictStr, model_validator
 from trainer.config_data import DataConfig
 from trainer.config_types import (
     Fraction,
+    LearningRate,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Section,
+    Seed,
 )
 
 Quantization = Literal["auto", "none", "nf4", "fp4", "int8"]
@@ -86,7 +88,7 @@ class LoraConfig(Section):
 class TrainingConfig(Section):
     """How it is learned."""
 
-    learning_rate: PositiveFloat = 2e-4
+    learning_rate: LearningRate = 2e-4
     """Peak rate, reached after the warm-up."""
     epochs: PositiveFloat | None = None
     """Passes over the training split. Default 3, unless `max_steps` is given."""
@@ -196,7 +198,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     merge: MergeConfig = MergeConfig()
     tracking: TrackingConfig = TrackingConfig()
-    seed: NonNegativeInt = 42
+    seed: Seed = 42
     """Of everything random: split, order, dropout, new weights."""
     output_dir: StrictStr = Field(min_length=1)
     """The run directory, `runs/MODEL` by default. One that holds a run is never overwritten."""

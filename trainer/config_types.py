@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt
 PositiveInt = Annotated[StrictInt, Field(gt=0)]
 NonNegativeInt = Annotated[StrictInt, Field(ge=0)]
 PositiveFloat = Annotated[StrictFloat, Field(gt=0)]
+LearningRate = Annotated[StrictFloat, Field(gt=0, lt=100)]  # a larger one is a slip of the pen
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]  # what NumPy takes
 NonNegativeFloat = Annotated[StrictFloat, Field(ge=0)]
 Fraction = Annotated[StrictFloat, Field(ge=0, lt=1)]
 

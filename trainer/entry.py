@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
+from types import FrameType
 
 import click
 
-from trainer.errors import RankZeroError
+from trainer.errors import Interrupted, RankZeroError
 
 INTERRUPTED_BY_KEYBOARD = 130  # 128 + SIGINT, what a shell reports
 _QUIET = {
     # Nothing is sent anywhere unless the user asked for a tracker.
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
     # bitsandbytes and peft print banners at import otherwise.
     "BITSANDBYTES_NOWELCOME": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -53,6 +57,11 @@ def quiet_libraries() -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
+def _interrupt(number: int, _: FrameType | None) -> None:
+    """Turn a request to stop into an exception, so that every `finally` runs."""
+    raise Interrupted(f"stopped by {signal.Signals(number).name}")
+
+
 def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
     """Run `main` with the command's arguments (`sys.argv[1:]`) and return the exit code.
 
@@ -60,6 +69,9 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) 
     a bug and keeps its traceback. Click commands are called with `standalone_mode=False`.
     """
     quiet_libraries()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
     try:
         main(sys.argv[1:] if argv is None else argv)
     except RankZeroError as error:

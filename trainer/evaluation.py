@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from trainer.config import load_config
+from trainer.config import TrackingConfig, load_config
 from trainer.data.store import SPLITS, SplitName
 from trainer.entry import run_entry
 from trainer.errors import ConfigError
@@ -23,7 +23,7 @@ def evaluate_run(run: Path, split: SplitName) -> dict[str, Any]:
     Raises: ConfigError when RUN is not a finished run; DataError when it has no such split.
     """
     from trainer.main import Session
-    from trainer.prepared_data import required_split
+    from trainer.prepared_data import prepared_by_run, required_split
     from trainer.weights import load_weights
     from trainer.world import World
 
@@ -35,12 +35,12 @@ def evaluate_run(run: Path, split: SplitName) -> dict[str, Any]:
             rule="a finished run holds resolved.json and adapter/ or model/",
             fix="give the output_dir of a run that has ended",
         )
-    # The run may have been moved; and evaluating must not write into its trackers.
-    config = load_config(directory.resolved_config, [f"output_dir={run}", "tracking.to=[]"])
-    session = Session(config, World(), directory)
-    data = session.prepared_data()
+    config = load_config(directory.resolved_config)
+    data = prepared_by_run(config, directory)
     required_split(data, split)
-    trainer = session.build_trainer(data)
+    # Evaluating must not write into the run's trackers.
+    quiet = config.model_copy(update={"tracking": TrackingConfig(to=())})
+    trainer = Session(quiet, World(), directory).build_trainer(data)
     load_weights(trainer, weights)
     trainer.prepare_for_evaluation()
     metrics = trainer.evaluate(split, metric_key_prefix=split)

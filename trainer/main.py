@@ -19,6 +19,7 @@ from trainer.callbacks.cadence import CadenceCallback
 from trainer.callbacks.metrics import MetricsCallback
 from trainer.callbacks.progress import ProgressCallback
 from trainer.config import Config, load_config
+from trainer.config_paths import with_absolute_paths
 from trainer.data.store import PreparedData
 from trainer.deepspeed_setup import deepspeed_arguments
 from trainer.errors import TrainingFailed
@@ -47,7 +48,8 @@ def run(config_path: Path) -> None:
     if world.is_rank_zero:
         directory.claim()
         write_running(directory)
-        write_json(directory.resolved_config, config.model_dump(mode="json"))
+        resolved = with_absolute_paths(config)
+        write_json(directory.resolved_config, resolved.model_dump(mode="json"))
     try:
         Session(config, world, directory).run()
         # The session is gone, and with it the memory of training.
@@ -56,6 +58,8 @@ def run(config_path: Path) -> None:
     except BaseException as error:
         known = explained(error)
         write_failed(directory, world, known)
+        if known is error:
+            raise
         raise known from error
     if world.is_rank_zero:
         write_completed(directory)

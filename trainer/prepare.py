@@ -35,6 +35,13 @@ def prepare(config: Config, *, show_progress: bool = False) -> Path:
     Returns the cache entry; `load_prepared` opens it.
     Raises: DataError for bad rows or files, EnvironmentProblem when it cannot be written.
     """
+    entry = prepare_entry(config, show_progress=show_progress)
+    _write_report(config, entry)
+    return entry
+
+
+def prepare_entry(config: Config, *, show_progress: bool = False) -> Path:
+    """As `prepare`, without the report."""
     files = find_files(config.data)
     entry = entry_path(config, files)
     if not is_complete(entry):
@@ -44,7 +51,6 @@ def prepare(config: Config, *, show_progress: bool = False) -> Path:
             write_entry(
                 entry, lambda folder: build_entry(config, laid_out, facts, folder, on_progress)
             )
-    _write_report(config, entry)
     return entry
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 from trainer.config import Config
+from trainer.data.cache import is_complete
 from trainer.data.store import SPLITS, PreparedData, PreparedSplit, SplitName, load_prepared
 from trainer.errors import DataError, TrainingFailed
-from trainer.prepare import find_prepared, prepare
+from trainer.prepare import find_prepared, prepare, prepare_entry
 from trainer.run_directory import RunDirectory
 from trainer.world import World
 
@@ -27,17 +29,38 @@ def prepared_for_rank(config: Config, world: World, directory: RunDirectory) -> 
 
 
 def _wait_for_entry(config: Config, directory: RunDirectory) -> Path:
-    pause = 0.1
+    started, pause = time.time(), 0.1
     while (entry := find_prepared(config)) is None:
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         status = directory.read_status()
-        if status.get("state") == "failed":
+        # An older failure is another start's: such a directory may be used again.
+        if status.get("state") == "failed" and status["ended"] > started:
             raise TrainingFailed(
                 f"rank {status.get('rank')} failed to prepare the data",
                 fix=f"see {directory.status}",
             )
     return entry
+
+
+def prepared_by_run(config: Config, directory: RunDirectory) -> PreparedData:
+    """Open the data a finished run was trained with; nothing is written into the run.
+
+    Raises: DataError when the cache has lost it and the sources no longer give the same.
+    """
+    report = json.loads(directory.data_report.read_text(encoding="utf-8"))
+    entry = Path(report["cache_entry"])
+    if not is_complete(entry):
+        entry = prepare_entry(config)
+    data = load_prepared(entry)
+    if data.fingerprint != report["fingerprint"]:
+        raise DataError(
+            f"the data of {directory.path} has changed since it was trained "
+            f"({report['fingerprint'][:8]} then, {data.fingerprint[:8]} now)",
+            rule="a run is measured on the rows that were held out from it",
+            fix="restore the files named in its resolved.json, and its tokenizer",
+        )
+    return data
 
 
 def required_split(data: PreparedData, name: SplitName) -> PreparedSplit:

@@ -21,6 +21,7 @@ SHARED = {
     "trainer.config_checks",
     "trainer.config_dialects",
     "trainer.config_file",
+    "trainer.config_paths",
     "trainer.errors",
     "trainer.lora_presets",
     "trainer.run_directory",
