@@ -40,7 +40,7 @@ class _LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except RankZeroError as error:
-            click.echo(str(error), err=True)
+            click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
 
 

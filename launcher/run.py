@@ -27,7 +27,9 @@ def start_run(config: Config, given: Path) -> int:
     When preparing fails the directory holds no run yet, and is given back.
     """
     commands = _commands(config)
-    created = CreatedRun.create(Path(config.output_dir), given, to_json(with_absolute_paths(config)))
+    created = CreatedRun.create(
+        Path(config.output_dir), given, to_json(with_absolute_paths(config))
+    )
     is_prepared = False
     try:
         code = supervise(commands.prepare)

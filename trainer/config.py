@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from trainer.config_check_ignored import find_ignored
 from trainer.config_checks import find_contradictions
 from trainer.config_data import ColumnNames, DataConfig, RowShape, Source
 from trainer.config_defaults import fill_derived
@@ -101,7 +102,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         config = fill_derived(config)
         problems += [
             places.problem(_written_first(found.paths, given), found.text)
-            for found in find_contradictions(config)
+            for found in (*find_contradictions(config), *find_ignored(config))
             if not broken.intersection(found.paths)
         ]
     if problems or config is None:
@@ -209,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         sys.stdout.write(to_json(load_config(options.file, options.set)))
     except RankZeroError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     return 0
 

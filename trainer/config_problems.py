@@ -142,9 +142,7 @@ def _expected(error: Mapping[str, Any]) -> str:
         case "greater_than_equal":
             return f"{limits['ge']:g} or more"
         case "less_than":
-            return f"less than {limits['lt']:g}"
-        case "less_than_equal":
-            return f"{limits['le']:.10g} or less"
+            return f"less than {limits['lt']:.10g}"
         case "literal_error":
             return "one of " + ", ".join(_choices(error))
         case "string_too_short" | "too_short":

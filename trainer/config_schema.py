@@ -147,7 +147,7 @@ class EvaluationConfig(Section):
     every_epochs: PositiveInt | None = None
     """Epochs between two evaluations, instead of steps."""
     batch_size: PositiveInt | None = None
-    """Examples per device and forward pass. Default: as many tokens as a training micro-batch."""
+    """Sizes a forward pass: this x `max_length` tokens. Default: like a training micro-batch."""
     at_start: StrictBool = True
     """Also measure validation and test loss before the first step."""
     load_best: StrictBool = True

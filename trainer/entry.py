@@ -58,7 +58,9 @@ def quiet_libraries() -> None:
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:
-    """Turn a request to stop into an exception, so that every `finally` runs."""
+    """Turn a request to stop into an exception, so that every `finally` runs; once."""
+    for other in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, lambda *_: None)
     raise Interrupted(f"stopped by {signal.Signals(number).name}")
 
 

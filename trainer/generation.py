@@ -24,9 +24,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from trainer.data.chat import ChatTemplate, learn_template
 from trainer.entry import run_entry
-from trainer.errors import ConfigError
-from trainer.model_source import check_model_folder, expanded, explaining_load
+from trainer.errors import ConfigError, DataError
+from trainer.model_source import RECORDED_BASE, check_model_folder, explaining_load, located
 from trainer.precision import choose_device, choose_precision, probe_native_bf16
 from trainer.tokenizer import find_tokenizer
 from trainer.trained_model import TrainedModel, find_trained_model, read_run_system_prompt
@@ -57,6 +58,7 @@ class Speaker:
     ) -> None:
         self.label, self.model, self.tokenizer = label, model.eval(), tokenizer
         self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
+        self.template = _learned(tokenizer)
 
     def answer(self, prompt: str, max_new_tokens: int) -> Answer:
         """Answer greedily, and remember both turns.
@@ -64,7 +66,8 @@ class Speaker:
         Raises: ConfigError when the chat template refuses the conversation.
         """
         self.messages.append({"role": "user", "content": prompt})
-        tokens = generate(self.model, self.tokenizer, self._input_ids(), max_new_tokens)
+        ends = _end_tokens(self.model, self.tokenizer, self.template)
+        tokens = generate(self.model, self.tokenizer, self._input_ids(), max_new_tokens, ends)
         text = str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
         self.messages.append({"role": "assistant", "content": text})
         return Answer(self.label, prompt, text, len(tokens))
@@ -75,9 +78,11 @@ class Speaker:
             text = "\n\n".join(message["content"] for message in self.messages)
             ids: torch.Tensor = self.tokenizer(text, return_tensors="pt").input_ids
             return ids
+        # A template without a system turn gets it where training put it.
+        messages = self.template.fold(self.messages) if self.template else self.messages
         try:
             rendered = self.tokenizer.apply_chat_template(
-                self.messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
             )
         except TemplateError as error:
             raise ConfigError(
@@ -94,18 +99,17 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     input_ids: torch.Tensor,
     max_new_tokens: int,
+    ends: Sequence[int],
 ) -> list[int]:
-    """Generate greedily and return the new tokens, the end-of-sequence token left out.
+    """Generate greedily until one of `ends`, and return the new tokens without it.
 
-    Stops at the model's own end tokens and at the tokenizer's, which differ for models whose chat
-    format was added later. Shapes: input_ids [1, T].
+    Shapes: input_ids [1, T].
     """
-    ends = _end_tokens(model, tokenizer)
     # The model's own settings (temperature, penalties) would fill whatever is left unset here.
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        eos_token_id=ends or None,
+        eos_token_id=list(ends) or None,
         pad_token_id=tokenizer.pad_token_id
         if tokenizer.pad_token_id is not None
         else (ends or [0])[0],
@@ -127,18 +131,24 @@ def load_speaker(found: TrainedModel, system: str | None, device: torch.device) 
     Raises: ConfigError, EnvironmentProblem.
     """
     choice = choose_precision("auto", device.type, native_bf16=probe_native_bf16(device.type))
-    base = expanded(found.base)
-    check_model_folder(base, field="model")
-    with explaining_load(base, found.revision, field="model"):
+    base, field = located(found.base), RECORDED_BASE if found.adapter else "model"
+    check_model_folder(base, field=field)
+    with explaining_load(base, found.revision, field=field):
         model: PreTrainedModel | PeftModel = AutoModelForCausalLM.from_pretrained(
-            base, revision=found.revision, dtype=choice.dtype, device_map={"": device}
+            base,
+            revision=found.revision,
+            trust_remote_code=found.trust_remote_code,
+            dtype=choice.dtype,
+            device_map={"": device},
         )
     if found.adapter is not None:
         with explaining_load(str(found.adapter), field="adapter"):
             model = PeftModel.from_pretrained(model, found.adapter)
         # Modules trained in full were saved in float32; generation has one type throughout.
         model = model.to(choice.dtype)
-    tokenizer = find_tokenizer(found.adapter, base, found.revision)
+    tokenizer = find_tokenizer(
+        found.adapter, base, found.revision, trust_remote_code=found.trust_remote_code
+    )
     return Speaker(found.label, model, tokenizer, system)
 
 
@@ -182,11 +192,36 @@ def system_prompt_for(targets: Sequence[str], given: str | None) -> str | None:
     return None
 
 
+def _learned(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
+    """Learn how the tokenizer's chat template treats system turns and ends a turn."""
+    if not tokenizer.chat_template or not tokenizer.is_fast:
+        return None
+    try:
+        return learn_template(
+            tokenizer.chat_template,
+            tokenizer.special_tokens_map,
+            tokenizer.eos_token,
+            tokenizer.backend_tokenizer,
+        )
+    except DataError:  # good enough to answer with, though not to train on
+        return None
+
+
 def _end_tokens(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate | None,
 ) -> list[int]:
+    """The model's own end tokens, the tokenizer's, and the mark that ends a turn of the chat.
+
+    They differ for models whose chat format was added later.
+    """
     own = model.generation_config.eos_token_id
     ends = list(own) if isinstance(own, list) else [own]
+    if template is not None:
+        for marker in (template.turn_marker, template.final_marker):
+            tokens = tokenizer(marker, add_special_tokens=False).input_ids
+            ends += tokens if len(tokens) == 1 else []
     return list(dict.fromkeys(e for e in (*ends, tokenizer.eos_token_id) if e is not None))
 
 
@@ -208,16 +243,18 @@ def _turns() -> Iterator[str]:
 @click.option("--prompt", help="Answer this and end. Without it: a chat, one line per turn.")
 @click.option("--system", help="System prompt. Default: the run's own; '' for none.")
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
+@click.option("--trust-remote-code", is_flag=True, help="Run code a model ships.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def command(
     models: tuple[str, ...],
     prompt: str | None,
     system: str | None,
     max_new_tokens: int,
+    trust_remote_code: bool,
     as_json: bool,
 ) -> None:
     """Answer with each MODEL: a run directory, a model or adapter folder, or a Hub id."""
-    targets = [find_trained_model(name) for name in models]
+    targets = [find_trained_model(name, trust_remote_code=trust_remote_code) for name in models]
     system = system_prompt_for(models, system)
     console = Console()
     collected: list[Answer] = []

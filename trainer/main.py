@@ -26,7 +26,8 @@ from trainer.errors import TrainingFailed
 from trainer.failures import explained
 from trainer.loss import can_select_logits
 from trainer.memory_report import memory_line
-from trainer.model import build_model, load_tokenizer, parameter_line
+from trainer.model import build_model, parameter_line
+from trainer.model_limits import check_model_fits
 from trainer.packing_proof import packing_is_exact
 from trainer.precision import choose_device, choose_precision, probe_native_bf16
 from trainer.prepared_data import counts_line, longest_example, prepared_for_rank, required_split
@@ -34,6 +35,7 @@ from trainer.results import RunResults
 from trainer.run_directory import RunDirectory, write_json
 from trainer.schedule import BatchPlan, make_batch_plan
 from trainer.status import write_completed, write_failed, write_running
+from trainer.tokenizer import load_training_tokenizer
 from trainer.tracking import tracker_environment
 from trainer.training import RankZeroTrainer, build_training_arguments, to_training_arguments
 from trainer.weights import load_weights, write_weights
@@ -140,12 +142,18 @@ class Session:
         )
         set_seed(config.seed)
         built = build_model(config, device=arguments.device, precision=precision.precision)
-        tokenizer = load_tokenizer(config.model)
+        tokenizer = load_training_tokenizer(config)
+        limits = check_model_fits(
+            built.model,
+            largest_token_id=data.table.largest_token_id(),
+            longest_tokens=longest_example(data),
+        )
         plan = dataclasses.replace(plan, can_pack=self.prove_packing(built.model))
         for line in (
             f"precision: {precision.precision} ({precision.reason})",
             *tokenizer.notes,
             *built.notes,
+            *limits,
             plan.line(self.world.world_size),
             parameter_line(built.model),
             memory_line(arguments.device),

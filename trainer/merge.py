@@ -33,9 +33,9 @@ from trainer.merge_checks import (
     sample_logits,
     targeted_parameters,
 )
-from trainer.model_source import check_model_folder, expanded, explaining_load
+from trainer.model_source import RECORDED_BASE, check_model_folder, explaining_load, located
 from trainer.tokenizer import find_tokenizer
-from trainer.trained_model import find_adapter, read_adapter_config
+from trainer.trained_model import find_adapter, read_adapter_config, run_trusts_code
 
 _SPARE_BYTES = 64 * 2**20  # tokenizer, configs, headers
 _GIB = 2**30
@@ -58,8 +58,12 @@ class MergeReport:
     """Largest logit seen, to judge the difference by."""
 
 
-def merge_adapter(adapter: Path, output: Path, base: str | None = None) -> MergeReport:
+def merge_adapter(
+    adapter: Path, output: Path, base: str | None = None, *, trust_remote_code: bool = False
+) -> MergeReport:
     """Write base + adapter as one plain model folder at `output`, which must not exist.
+
+    The model's own code runs when asked for here, or when the run it was trained in trusted it.
 
     The base is read fresh, in the 16 or 32-bit type it is stored in, on the CPU. Nothing appears at
     `output` until everything was written and checked.
@@ -81,14 +85,16 @@ def merge_adapter(adapter: Path, output: Path, base: str | None = None) -> Merge
             fix="give it with --base",
         )
     revision = None if base else description.get("revision")
-    field = "--base" if base else "base model of the adapter"
+    field = "--base" if base else RECORDED_BASE
+    # A run's trust is in its own base, not in another one.
+    trusted = trust_remote_code or (base is None and run_trusts_code(adapter))
     check_model_folder(name, field)
-    _check_disk(name, revision, field, output)
+    _check_disk(name, revision, field, output, trusted=trusted)
     with explaining_load(name, revision, field):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            expanded(name), revision=revision, dtype="auto"
+            located(name), revision=revision, dtype="auto", trust_remote_code=trusted
         )
-    tokenizer = find_tokenizer(adapter, expanded(name), revision)
+    tokenizer = find_tokenizer(adapter, located(name), revision, trust_remote_code=trusted)
     with _published(output) as folder:
         merged, report = _merge(model, tokenizer, adapter)
         report = dataclasses.replace(report, base=name, output=str(output))
@@ -121,7 +127,7 @@ def _merge(
         raise TrainingFailed(
             f"the adapter cannot be merged: {error}",
             rule="every merged weight is finite",
-            fix="merge an earlier checkpoint: RUN/checkpoints/step-N",
+            fix="merge an earlier checkpoint: RUN/checkpoints/checkpoint-N",
         ) from error
     for name, parameter in merged.named_parameters():
         parameter.data = parameter.data.to(dtypes[name])
@@ -139,10 +145,14 @@ def _merge(
     )
 
 
-def _check_disk(name: str, revision: str | None, field: str, output: Path) -> None:
+def _check_disk(
+    name: str, revision: str | None, field: str, output: Path, *, trusted: bool
+) -> None:
     """Compare the model's size, from its shapes alone, with the free space."""
     with explaining_load(name, revision, field):
-        config = AutoConfig.from_pretrained(expanded(name), revision=revision)
+        config = AutoConfig.from_pretrained(
+            located(name), revision=revision, trust_remote_code=trusted
+        )
         if hasattr(config, "quantization_config"):
             raise ConfigError(
                 f"{field}: the weights of {name} are stored quantised",
@@ -150,7 +160,9 @@ def _check_disk(name: str, revision: str | None, field: str, output: Path) -> No
                 fix="give the unquantised model with --base",
             )
         with torch.device("meta"):
-            shapes = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
+            shapes = AutoModelForCausalLM.from_config(
+                config, dtype=config.dtype or torch.float32, trust_remote_code=trusted
+            )
     needed = _SPARE_BYTES + sum(p.numel() * p.element_size() for p in shapes.parameters())
     existing = next(parent for parent in output.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free
@@ -192,10 +204,13 @@ def _published(output: Path) -> Iterator[Path]:
     type=click.Path(path_type=Path),
     help="Folder to write. Default: merged/ in the run, or beside the adapter.",
 )
-def command(target: str, base: str | None, output: Path | None) -> None:
+@click.option("--trust-remote-code", is_flag=True, help="Run code the base model ships.")
+def command(target: str, base: str | None, output: Path | None, trust_remote_code: bool) -> None:
     """Merge the LoRA adapter of TARGET, a run directory or an adapter folder."""
     adapter, default_output = find_adapter(target)
-    report = merge_adapter(adapter, output or default_output, base)
+    report = merge_adapter(
+        adapter, output or default_output, base, trust_remote_code=trust_remote_code
+    )
     click.echo(
         f"merged {report.num_adapter_tensors} adapter tensors into {len(report.targets)} weights "
         f"of {report.base} ({report.dtype}); logits differ from base + adapter by at most "

@@ -25,18 +25,20 @@ from transformers.utils.import_utils import (
 from trainer.config import Config, ModelConfig
 from trainer.errors import ConfigError, EnvironmentProblem
 from trainer.lora import attach_adapter, count_parameters, parameter_line
-from trainer.model_source import check_model_folder, expanded, explaining_load
+from trainer.model_limits import check_model_fits
+from trainer.model_source import check_model_folder, check_revision, explaining_load, located
 from trainer.precision import DTYPES, ComputePrecision
-from trainer.tokenizer import LoadedTokenizer, check_vocabulary, load_tokenizer
+from trainer.tokenizer import LoadedTokenizer, load_tokenizer, load_training_tokenizer
 
 __all__ = [
     "BuiltModel",
     "LoadedTokenizer",
     "build_model",
-    "check_vocabulary",
+    "check_model_fits",
     "choose_attention",
     "count_parameters",
     "load_tokenizer",
+    "load_training_tokenizer",
     "parameter_line",
 ]
 
@@ -85,10 +87,11 @@ def _load_base(
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     source = config.model
     check_model_folder(source.name)
+    check_revision(source.name, source.revision)
     place = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
     quantization, quantization_notes = _quantization(config, precision, device)
     with explaining_load(source.name, source.revision):
-        architecture = AutoConfig.from_pretrained(expanded(source.name), **place)
+        architecture = AutoConfig.from_pretrained(located(source.name), **place)
     if hasattr(architecture, "quantization_config") and not config.lora.enabled:
         raise ConfigError(
             f"model.name: the weights of {source.name} are stored quantised",
@@ -104,7 +107,7 @@ def _load_base(
     options["device_map"] = None if is_deepspeed_zero3_enabled() else {"": device}
     with explaining_load(source.name, source.revision):
         model = AutoModelForCausalLM.from_pretrained(
-            expanded(source.name),
+            located(source.name),
             config=architecture,
             attn_implementation=attention,
             **{name: value for name, value in options.items() if value is not None},
@@ -173,6 +176,12 @@ def choose_attention(
         if not has_flash:
             return None, "this architecture has no flash-attn code"
         return "flash_attention_2", "flash-attn is installed"
+    if config.attention == "flex_attention" and device_type != "cuda":
+        raise EnvironmentProblem(
+            f"model.attention: flex_attention needs CUDA, and this run is on {device_type}",
+            rule="flex attention trains through kernels compiled for an NVIDIA GPU",
+            fix="set model.attention to auto or sdpa",
+        )
     if config.attention in _PACKAGES:
         installed = {
             "flash_attention_2": flash_2,

@@ -22,6 +22,9 @@ from safetensors import SafetensorError
 from trainer.errors import ConfigError, EnvironmentProblem, RankZeroError
 
 _FIELD = "model.name"
+RECORDED_BASE = "base model of the adapter"
+"""The field to name when the model was not given but read from adapter_config.json."""
+_LONGEST_REASON = 200  # characters; the libraries' own advice after it does not fit ours
 
 
 def looks_like_path(name: str) -> bool:
@@ -30,6 +33,16 @@ def looks_like_path(name: str) -> bool:
         return True
     parent = Path(name).parent
     return parent != Path() and parent.is_dir()
+
+
+def check_revision(name: str, revision: str | None) -> None:
+    """Raises: ConfigError for a revision of a local folder, which would be ignored."""
+    if revision is not None and Path(name).expanduser().is_dir():
+        raise ConfigError(
+            f"model.revision: {revision} is given, and model.name {name} is a local folder",
+            rule="a revision belongs to a Hub id",
+            fix="drop model.revision, or give the model's Hub id",
+        )
 
 
 def check_model_folder(name: str, field: str = _FIELD) -> None:
@@ -60,9 +73,13 @@ def check_model_folder(name: str, field: str = _FIELD) -> None:
     )
 
 
-def expanded(name: str) -> str:
-    """Expand `~` in a folder name; a Hub id stays as it is."""
-    return str(Path(name).expanduser()) if name.startswith("~") else name
+def located(name: str) -> str:
+    """Return a folder's absolute path, which PEFT records in the adapter; a Hub id stays as it is.
+
+    A relative path in adapter_config.json would be found from one working directory only.
+    """
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
 
 
 @contextmanager
@@ -107,30 +124,39 @@ def _explained(error: Exception, name: str, revision: str | None, field: str) ->
         return EnvironmentProblem(
             f"{field}: {name} is not on this machine and the Hub cannot be reached",
             rule="a Hub id must be in the local cache, or the Hub reachable (HF_HUB_OFFLINE unset)",
-            fix=f"run `hf download {name}` where there is network, or give a model folder",
+            fix=f"run `hf download {name}` where there is network, or give a model folder"
+            + (" with --base" if field == RECORDED_BASE else ""),
         )
     return _explained_by_kind(error, name, field)
 
 
 def _explained_by_kind(error: Exception, name: str, field: str) -> RankZeroError:
-    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = _first_sentence(error)
     if "trust_remote_code" in str(error):
         return ConfigError(
             f"model.trust_remote_code: {name} ships its own code, and running it is off",
             rule="code from a model repository runs only when you say so",
-            fix="read that code, then set model.trust_remote_code to true",
+            fix="read that code, then "
+            + ("set model.trust_remote_code to true" if field == _FIELD else "--trust-remote-code"),
         )
     if isinstance(error, ImportError):
         return EnvironmentProblem(
-            f"{field}: {name} needs a library that is not installed: {first_line}",
+            f"{field}: {name} needs a library that is not installed: {reason}",
             rule="every library a model uses must be importable",
             fix="install the library named above",
         )
     return ConfigError(
-        f"{field}: {name} could not be loaded: {first_line}",
+        f"{field}: {name} could not be loaded: {reason}",
         rule="a model is complete and of a kind the installed transformers knows",
         fix="check that its files are complete, or choose a supported causal language model",
     )
+
+
+def _first_sentence(error: Exception) -> str:
+    """Keep what is wrong; the library's advice that follows, often a paragraph, is not for here."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    sentence = line.partition(". ")[0]
+    return sentence if len(sentence) <= _LONGEST_REASON else f"{sentence[:_LONGEST_REASON]}..."
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -141,6 +167,13 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _missing_folder(name: str, folder: Path, field: str) -> ConfigError:
+    if field == RECORDED_BASE:
+        return ConfigError(
+            f"the base folder {name} recorded in the adapter is not there",
+            rule="an adapter is put on the base model it was trained on",
+            fix="give --base FOLDER to the merge, or correct base_model_name_or_path in "
+            "adapter_config.json",
+        )
     siblings = (
         [child.name for child in folder.parent.iterdir() if child.is_dir()]
         if folder.parent.is_dir()

@@ -5,17 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from trainer.config import ModelConfig
+from trainer.config import Config, ModelConfig
+from trainer.data.tokenizer import configured_template
 from trainer.errors import ConfigError
-from trainer.model_source import check_model_folder, expanded, explaining_load
+from trainer.model_source import check_model_folder, check_revision, explaining_load, located
 
 
 @dataclass(frozen=True)
@@ -32,9 +27,10 @@ def load_tokenizer(config: ModelConfig) -> LoadedTokenizer:
     Raises: ConfigError or EnvironmentProblem, each with one fix, when it cannot be had.
     """
     check_model_folder(config.name)
+    check_revision(config.name, config.revision)
     with explaining_load(config.name, config.revision):
         tokenizer = AutoTokenizer.from_pretrained(
-            expanded(config.name),
+            located(config.name),
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
         )
@@ -45,6 +41,19 @@ def load_tokenizer(config: ModelConfig) -> LoadedTokenizer:
             fix="use a model that ships tokenizer.json, or convert its tokenizer once",
         )
     return LoadedTokenizer(tokenizer, _with_pad_token(tokenizer, config.name))
+
+
+def load_training_tokenizer(config: Config) -> LoadedTokenizer:
+    """Load the tokenizer of a run with the chat template its data was prepared with.
+
+    It is saved beside the trained weights, so whoever prompts them later uses the same format.
+    Raises: ConfigError, EnvironmentProblem.
+    """
+    loaded = load_tokenizer(config.model)
+    template = configured_template(config)
+    if template is not None:
+        loaded.tokenizer.chat_template = template
+    return loaded
 
 
 def _with_pad_token(tokenizer: PreTrainedTokenizerFast, name: str) -> tuple[str, ...]:
@@ -62,24 +71,12 @@ def _with_pad_token(tokenizer: PreTrainedTokenizerFast, name: str) -> tuple[str,
     )
 
 
-def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Check that every token has an embedding row; a missing one kills a GPU kernel mid-run.
-
-    Raises: ConfigError when the tokenizer knows more tokens than the model.
-    """
-    embeddings = model.get_input_embeddings().weight
-    assert isinstance(embeddings, torch.Tensor)
-    rows = embeddings.shape[0]
-    if len(tokenizer) > rows:
-        raise ConfigError(
-            f"model.name: the tokenizer has {len(tokenizer):,} tokens, the model {rows:,} rows",
-            rule="every token needs an embedding row",
-            fix="use the tokenizer that belongs to this model",
-        )
-
-
 def find_tokenizer(
-    adapter: Path | None, base: str, revision: str | None = None
+    adapter: Path | None,
+    base: str,
+    revision: str | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer saved with an adapter (it has the chat template), else the base's.
 
@@ -88,5 +85,7 @@ def find_tokenizer(
     if adapter is not None and (adapter / "tokenizer_config.json").is_file():
         base, revision = str(adapter), None
     with explaining_load(base, revision, field="tokenizer"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(base, revision=revision)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            base, revision=revision, trust_remote_code=trust_remote_code
+        )
     return tokenizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from trainer.model_source import looks_like_path
 from trainer.run_directory import RunDirectory
 
 _ADAPTER_CONFIG = "adapter_config.json"
+_DEEPEST_IN_RUN = 2  # RUN/checkpoints/checkpoint-N
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class TrainedModel:
     base: str
     adapter: Path | None = None
     revision: str | None = None
+    trust_remote_code: bool = False
+    """Whether the model's own code may run; never asked on the terminal."""
 
 
 def is_run(folder: Path) -> bool:
@@ -32,11 +35,18 @@ def is_run(folder: Path) -> bool:
     )
 
 
-def find_trained_model(target: str) -> TrainedModel:
+def find_trained_model(target: str, *, trust_remote_code: bool = False) -> TrainedModel:
     """Find what to load for TARGET: in a run `merged/`, else base + `adapter/`, else `model/`.
 
+    The model's own code runs when asked for here, or when the run it was trained in trusted it.
     Raises: ConfigError when the folder is missing or holds no model.
     """
+    found = _find(target)
+    trusted = trust_remote_code or run_trusts_code(Path(target).expanduser())
+    return replace(found, trust_remote_code=trusted)
+
+
+def _find(target: str) -> TrainedModel:
     folder = Path(target).expanduser()
     if not folder.is_dir():
         if looks_like_path(target):
@@ -108,12 +118,29 @@ def read_adapter_config(adapter: Path) -> dict[str, Any]:
 
 def read_run_system_prompt(target: str) -> str | None:
     """Read the system prompt a run was trained with, if TARGET is a run that had one."""
-    resolved = RunDirectory(Path(target).expanduser()).resolved_config
-    if not resolved.is_file():
-        return None
-    data = json.loads(resolved.read_text("utf-8")).get("data") or {}
+    data = _read_resolved(Path(target).expanduser()).get("data") or {}
     prompt: str | None = data.get("system_prompt")
     return prompt
+
+
+def run_trusts_code(folder: Path) -> bool:
+    """Tell whether the run that `folder` is, or lies in, was told to run the model's own code."""
+    if not folder.is_dir():  # a Hub id
+        return False
+    folder = folder.resolve()
+    for place in (folder, *folder.parents[:_DEEPEST_IN_RUN]):
+        if RunDirectory(place).resolved_config.is_file():
+            model = _read_resolved(place).get("model") or {}
+            return model.get("trust_remote_code") is True
+    return False
+
+
+def _read_resolved(run: Path) -> dict[str, Any]:
+    resolved = RunDirectory(run).resolved_config
+    if not resolved.is_file():
+        return {}
+    values: dict[str, Any] = json.loads(resolved.read_text("utf-8"))
+    return values
 
 
 def _on_its_base(label: str, adapter: Path) -> TrainedModel:

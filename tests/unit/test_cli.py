@@ -29,8 +29,15 @@ FROZEN = {
     "init": {"path"},
     "schema": set(),
     "train": {"config", "--set", "--dry-run"},
-    "merge": {"target", "--base", "--output"},
-    "generate": {"models", "--prompt", "--system", "--max-new-tokens", "--json"},
+    "merge": {"target", "--base", "--output", "--trust-remote-code"},
+    "generate": {
+        "models",
+        "--prompt",
+        "--system",
+        "--max-new-tokens",
+        "--trust-remote-code",
+        "--json",
+    },
     "evaluate": {"run", "--split", "--json"},
 }
 

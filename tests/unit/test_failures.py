@@ -28,8 +28,8 @@ def disk_full_under_torch() -> RuntimeError:
     try:
         try:
             raise OSError(errno.ENOSPC, "No space left on device", "step.pt")
-        except OSError:
-            raise RuntimeError("unexpected pos 64 vs 0")
+        except OSError as full:
+            raise RuntimeError("unexpected pos 64 vs 0") from full
     except RuntimeError as error:
         return error
 

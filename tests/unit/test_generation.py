@@ -12,11 +12,12 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import make_model_folder, make_tokenizer
+from tests.templates import FAMILIES, family_tokenizer
+from tests.tiny import CHATML, make_model_folder, make_tokenizer
 from tests.unit.test_merge import make_adapter
 from trainer.entry import run_entry
 from trainer.errors import ConfigError
-from trainer.generation import Answer, Speaker, main, show
+from trainer.generation import Answer, Speaker, _end_tokens, _learned, main, show
 from trainer.merge import merge_adapter
 from trainer.trained_model import find_trained_model
 
@@ -140,6 +141,46 @@ def test_plain_prompt_without_a_template(
     assert answers(capsys, str(tmp_path), "--prompt", "Hello")[0]["num_tokens"] > 0
 
 
+def test_system_prompt_is_folded_as_in_training(run: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(run.parent / "base")
+    silent = CHATML.replace("<|im_start|>{{", "{% if message['role'] != 'system' %}<|im_start|>{{")
+    silent = silent.replace("<|im_end|>\n", "<|im_end|>\n{% endif %}")
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    for template in (silent, refusing + CHATML):
+        tokenizer = make_tokenizer(chat_template=template)
+        speaker = Speaker("m", model, tokenizer, SYSTEM)
+        speaker.answer("Hello", 2)
+        speaker.messages.append({"role": "user", "content": "More?"})
+        text = tokenizer.decode(speaker._input_ids()[0])
+        assert text.startswith(f"<|im_start|>user\n{SYSTEM}\n\nHello<|im_end|>")
+        assert text.count(SYSTEM) == 1
+
+
+@pytest.mark.parametrize("family", ["gemma", "phi3", "chatml on a base model"])
+def test_stops_at_the_end_of_turn_of_the_template(
+    family: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = {"gemma": "<end_of_turn>", "phi3": "<|end|>"}.get(family, "<|im_end|>")
+    if family in FAMILIES:
+        tokenizer = family_tokenizer(family)
+    else:
+        special = ("<|im_start|>", "<|im_end|>")
+        tokenizer = make_tokenizer(eos_token="</s>", special_tokens=special)
+    end = tokenizer.convert_tokens_to_ids(marker)
+    assert end != tokenizer.eos_token_id
+    model = AutoModelForCausalLM.from_pretrained(run.parent / "base")
+    model.generation_config.eos_token_id = None
+    plain = model.forward
+
+    def always_ending(**inputs: Any) -> Any:
+        output = plain(**inputs)
+        output.logits[..., end] = 1e4
+        return output
+
+    monkeypatch.setattr(model, "forward", always_ending)
+    assert Speaker("m", model, tokenizer, None).answer("Hello", 5).num_tokens == 0
+
+
 def test_side_by_side() -> None:
     pair = [Answer("one", "p", "first [answer]", 2), Answer("two", "p", "second", 1)]
     plain, terminal = io.StringIO(), io.StringIO()
@@ -164,3 +205,30 @@ def test_mistakes_end_with_code_2(
     captured = capsys.readouterr()
     assert says in captured.err
     assert captured.out == ""
+
+
+REFUSES_SYSTEM = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_system_prompt_goes_where_training_put_it(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(chat_template=REFUSES_SYSTEM)
+    folder = make_model_folder(tmp_path / "model", tokenizer=tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    speaker = Speaker("m", model, tokenizer, "Be brief.")
+    speaker.answer("Hello", 1)
+    speaker.messages.pop()  # its answer
+    asked = tokenizer.decode(speaker._input_ids()[0])
+    assert asked.startswith("<|im_start|>user\nBe brief.\n\nHello<|im_end|>")
+
+
+def test_an_answer_ends_where_the_chat_format_ends_a_turn(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(eos_token="<eos>", special_tokens=("<|im_start|>", "<|im_end|>"))
+    folder = make_model_folder(tmp_path / "model", tokenizer=tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ends = _end_tokens(model, tokenizer, _learned(tokenizer))
+    assert set(tokenizer.convert_ids_to_tokens(ends)) == {"<eos>", "<|im_end|>"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +20,13 @@ from tests.unit.test_model_training import BATCH, CPU, logits, make_config, trai
 from trainer import merge as merge_module
 from trainer.entry import run_entry
 from trainer.errors import ConfigError, EnvironmentProblem, TrainingFailed
+from trainer.generation import main as generation_main
 from trainer.merge import main, merge_adapter
 from trainer.merge_checks import check_changes
 from trainer.model import build_model
 
+ONE_TOKEN = {True: [], False: ["--prompt", "Hi", "--max-new-tokens", "1"]}
+"""Options beside the target, by whether the command is merge; the other one is generation."""
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "all linear": ("llama", {}),
     "fused": ("phi3", {"target_modules": ["q_proj", "k_proj"], "use_rslora": True}),
@@ -231,3 +235,63 @@ def test_another_base_and_a_missing_one(run: Path, tmp_path: Path) -> None:
     assert report.base == str(other)
     with pytest.raises(ConfigError, match="--base: there is no folder"):
         merge_adapter(run / "adapter", tmp_path / "out2", str(tmp_path / "othr"))
+
+
+@pytest.mark.parametrize("command", [main, generation_main])
+def test_a_recorded_base_that_is_gone(
+    command: Any, tampered: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tampered / "adapter_config.json"
+    recorded = json.loads(path.read_text()) | {"base_model_name_or_path": "/moved/base"}
+    path.write_text(json.dumps(recorded))
+    assert run_entry(command, [str(tampered), *ONE_TOKEN[command is main]]) == 2
+    said = capsys.readouterr().err
+    assert "the base folder /moved/base recorded in the adapter is not there" in said
+    assert "give --base" in said
+    assert "hf download" not in said
+
+
+REMOTE_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.mark.parametrize("command", [main, generation_main])
+def test_own_code_runs_when_the_run_or_the_flag_says_so(
+    command: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("nothing asks on the terminal"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    run = make_adapter(tmp_path)
+    (tmp_path / "base" / "own.py").write_text(REMOTE_CODE)
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    config |= {"model_type": "own", "architectures": ["OwnForCausalLM"]}
+    config["auto_map"] = {
+        "AutoConfig": "own.OwnConfig",
+        "AutoModelForCausalLM": "own.OwnForCausalLM",
+    }
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    options = ONE_TOKEN[command is main]
+    assert run_entry(command, [str(run), *options]) == 2
+    assert "--trust-remote-code" in capsys.readouterr().err
+    bare = shutil.copytree(run / "adapter", tmp_path / "bare" / "adapter")
+    assert run_entry(command, [str(bare), "--trust-remote-code", *options]) == 0
+    resolved = {"model": {"trust_remote_code": True}}
+    (run / "resolved.json").write_text(json.dumps(resolved))
+    assert run_entry(command, [str(run / "adapter"), *options]) == 0
+    assert run_entry(generation_main, [str(run), *ONE_TOKEN[False]]) == 0
+
+
+def test_advice_names_checkpoints_as_they_are_called(tampered: Path, tmp_path: Path) -> None:
+    weights = load_file(tampered / "adapter_model.safetensors")
+    _not_finite(weights)
+    save_file(weights, tampered / "adapter_model.safetensors")
+    with pytest.raises(TrainingFailed, match="RUN/checkpoints/checkpoint-N"):
+        merge_adapter(tampered, tmp_path / "out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,20 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import ARCHITECTURES, make_model_folder, make_tokenizer
 from tests.unit.test_model_training import BATCH, CPU, SIZES, make_config
 from trainer import model as model_module
 from trainer.config import ModelConfig
+from trainer.data.chat import CHATML
+from trainer.data.tokenizer import chosen_template, load_tokenizer_facts, tokenizer_files
 from trainer.errors import ConfigError, EnvironmentProblem, RankZeroError
-from trainer.model import build_model, check_vocabulary, choose_attention, parameter_line
+from trainer.model import build_model, check_model_fits, choose_attention, parameter_line
 from trainer.model_source import explaining_load
 from trainer.packing_proof import packing_is_exact
 from trainer.precision import choose_precision
-from trainer.tokenizer import load_tokenizer
+from trainer.tokenizer import load_tokenizer, load_training_tokenizer
 
 Q_K_V_O = ["q_proj", "k_proj", "v_proj", "o_proj"]
 OTHERS: dict[str, dict[str, Any]] = {
@@ -235,13 +239,88 @@ def test_pad_token_falls_back_to_unknown_then_fails(tmp_path: Path) -> None:
     assert load_tokenizer(ModelConfig(name=str(tmp_path))).tokenizer.pad_token == "<|im_start|>"
 
 
-def test_tokenizer_larger_than_the_embeddings(folders: dict[str, Path]) -> None:
-    model = build(folders["llama"]).model
-    tokenizer = make_tokenizer()
-    check_vocabulary(model, tokenizer)
-    tokenizer.add_tokens(["<extra>"])
-    with pytest.raises(ConfigError, match="513 tokens"):
-        check_vocabulary(model, tokenizer)
+def test_tokens_beyond_the_embeddings(folders: dict[str, Path]) -> None:
+    for lora in ({}, {"modules_to_save": ["embed_tokens"]}):
+        model = build(folders["llama"], lora=lora).model
+        rows = model.get_input_embeddings().weight.shape[0]
+        assert check_model_fits(model, largest_token_id=rows - 1, longest_tokens=512) == ()
+        with pytest.raises(ConfigError, match=f"token {rows}, the model {rows} rows"):
+            check_model_fits(model, largest_token_id=rows, longest_tokens=1)
+
+
+def test_texts_beyond_the_positions(folders: dict[str, Path]) -> None:
+    rotary = build(folders["llama"]).model
+    (note,) = check_model_fits(rotary, largest_token_id=1, longest_tokens=513)
+    assert "513 tokens" in note
+    assert "512" in note
+    learned = {
+        "gpt2": OTHERS["gpt2"],
+        "gpt_neo": {
+            "hidden_size": 32,
+            "num_layers": 1,
+            "num_heads": 2,
+            "attention_types": [[["global"], 1]],
+        },
+        "opt": {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 32}
+        | {"num_hidden_layers": 1, "num_attention_heads": 2},
+    }
+    for architecture, sizes in learned.items():
+        config = AutoConfig.for_model(
+            architecture, vocab_size=64, max_position_embeddings=128, **sizes
+        )
+        model = AutoModelForCausalLM.from_config(config)
+        assert check_model_fits(model, largest_token_id=1, longest_tokens=128) == ()
+        with pytest.raises(ConfigError, match="128 positions") as caught:
+            check_model_fits(model, largest_token_id=1, longest_tokens=129)
+        assert "data.max_length to 128" in caught.value.fix
+
+
+def test_flex_attention_needs_cuda() -> None:
+    config = ModelConfig(name="m", attention="flex_attention")
+    assert choose_attention(config, "cuda", "bf16")[0] == "flex_attention"
+    with pytest.raises(EnvironmentProblem, match="flex_attention needs CUDA"):
+        choose_attention(config, "cpu", "fp32")
+
+
+def test_revision_of_a_local_folder(folders: dict[str, Path]) -> None:
+    source = {"revision": "v1"}
+    config = make_config(folders["llama"], model=source)
+    for load in (
+        lambda: build(folders["llama"], model=source),
+        lambda: load_tokenizer(config.model),
+        lambda: tokenizer_files(config.model),
+    ):
+        with pytest.raises(ConfigError, match=r"model\.revision: v1 .* local folder"):
+            load()
+
+
+def test_adapter_records_an_absolute_base(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folders["llama"].parent)
+    build(Path("llama")).model.save_pretrained(tmp_path)
+    recorded = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert recorded["base_model_name_or_path"] == str(folders["llama"])
+
+
+@pytest.mark.parametrize("wanted", [None, "chatml", "file"])
+def test_training_tokenizer_has_the_template_of_the_data(
+    wanted: str | None, tmp_path: Path
+) -> None:
+    jinja = tmp_path / "mine.jinja"
+    jinja.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    make_model_folder(tmp_path / "base", tokenizer=make_tokenizer(chat_template="the model's own"))
+    config = make_config(tmp_path / "base")
+    data = config.data.model_copy(
+        update={"chat_template": str(jinja) if wanted == "file" else wanted}
+    )
+    config = config.model_copy(update={"data": data})
+    load_training_tokenizer(config).tokenizer.save_pretrained(tmp_path / "saved")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template
+    facts = load_tokenizer_facts(config)
+    assert saved == chosen_template(config, facts)[0]
+    expected = {None: "the model's own", "chatml": CHATML, "file": jinja.read_text()}
+    assert saved == expected[wanted]
 
 
 @pytest.mark.parametrize("load", [lambda name: load_tokenizer(ModelConfig(name=name)), build])
@@ -299,6 +378,19 @@ def test_hub_id_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(EnvironmentProblem, match="not on this machine"):
         load_tokenizer(ModelConfig(name="owner-that-is-not/model-that-is-not"))
+
+
+def test_unknown_hub_model_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    config = make_config(Path("owner-that-is-not/model-that-is-not"))
+    for load in (lambda: tokenizer_files(config.model), lambda: load_tokenizer_facts(config)):
+        with pytest.raises(EnvironmentProblem, match="not on this machine") as caught:
+            load()
+        assert len(caught.value.what) < 120
+    advice = "Can't load tokenizer for 'x'. If you were trying to load it from the Hub, make sure"
+    with pytest.raises(ConfigError) as wrong, explaining_load("x"):
+        raise OSError(advice)
+    assert wrong.value.what.endswith("could not be loaded: Can't load tokenizer for 'x'")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral", "phi3"])

@@ -111,6 +111,10 @@ class RowTable:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def largest_token_id(self) -> int:
+        """Return the largest token id of any example, by reading all of them."""
+        return max((int(ids.max()) for ids in self._ids if len(ids)), default=0)
+
     def row(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """Return ids (T,) and loss mask (T,): read-only views of the mapped file."""
         batch = int(np.searchsorted(self._starts, index, side="right")) - 1

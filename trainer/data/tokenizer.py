@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import Config, ModelConfig
-from trainer.errors import ConfigError, DataError, EnvironmentProblem
+from trainer.errors import ConfigError, DataError
+from trainer.model_source import check_revision, explaining_load, located
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +44,7 @@ class TokenizerFacts:
 
 def tokenizer_files(model: ModelConfig) -> list[Path]:
     """List the files that decide how text becomes ids. Fetches them for a Hub model, once."""
+    check_revision(model.name, model.revision)
     folder = Path(model.name).expanduser()
     if not folder.is_dir():
         folder = _hub_snapshot(model)
@@ -52,24 +54,13 @@ def tokenizer_files(model: ModelConfig) -> list[Path]:
 
 def _hub_snapshot(model: ModelConfig) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
-    what = f"model.name: {model.name} is not a folder here, and"
-    try:
+    with explaining_load(model.name, model.revision):
         return Path(
             snapshot_download(
                 model.name, revision=model.revision, allow_patterns=list(_TOKENIZER_FILES)
             )
         )
-    except (HFValidationError, RepositoryNotFoundError) as error:
-        raise ConfigError(f"{what} not a model on the Hub", fix="check the name") from error
-    except (OSError, ValueError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise EnvironmentProblem(
-            f"{what} it cannot be fetched from the Hub: {first}",
-            rule="a model is a folder, or a Hub id that was fetched or can be",
-            fix="check the path, or fetch the model once where there is a network",
-        ) from error
 
 
 def load_tokenizer_facts(config: Config) -> TokenizerFacts:
@@ -78,21 +69,12 @@ def load_tokenizer_facts(config: Config) -> TokenizerFacts:
 
     logging.set_verbosity_error()
     model = config.model
-    try:
+    with explaining_load(model.name, model.revision):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(Path(model.name).expanduser())
-            if Path(model.name).expanduser().is_dir()
-            else model.name,
+            located(model.name),
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
         )
-    except (OSError, ValueError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(
-            f"model.name: no tokenizer could be loaded from {model.name}: {first}",
-            rule="the base model's folder holds its tokenizer files",
-            fix="add tokenizer.json and tokenizer_config.json, as published with the model",
-        ) from error
     return tokenizer_facts(tokenizer)
 
 
@@ -117,15 +99,19 @@ def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> TokenizerFacts:
     )
 
 
-def chosen_template(config: Config, facts: TokenizerFacts) -> tuple[str, str]:
-    """Return the chat template and where it comes from. Raises DataError when there is none."""
+def configured_template(config: Config) -> str | None:
+    """Return the template that data.chat_template asks for; None leaves it to the tokenizer."""
     from trainer.data.chat import CHATML
 
     wanted = config.data.chat_template
-    if wanted == "chatml":
-        return CHATML, "data.chat_template: chatml"
-    if wanted is not None:
-        return read_template(wanted), f"data.chat_template: {wanted}"
+    return CHATML if wanted == "chatml" else wanted and read_template(wanted)
+
+
+def chosen_template(config: Config, facts: TokenizerFacts) -> tuple[str, str]:
+    """Return the chat template and where it comes from. Raises DataError when there is none."""
+    configured = configured_template(config)
+    if configured is not None:
+        return configured, f"data.chat_template: {config.data.chat_template}"
     if facts.chat_template is None:
         raise DataError(
             f"the tokenizer of {config.model.name} has no chat template",
