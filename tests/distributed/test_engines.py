@@ -47,6 +47,7 @@ def test_two_processes_follow_one(way: str, base: Path, one_process: Path, tmp_p
         base,
         tmp_path / "out",
         training={"deepspeed_config": deepspeed_config, "max_tokens_per_device": 512},
+        merge={"after_training": way == "zero3"},
     )
     finished = run(*launcher, "-m", "trainer", "--config", config)
     assert finished.returncode == 0, finished.stderr[-3000:]
@@ -55,4 +56,6 @@ def test_two_processes_follow_one(way: str, base: Path, one_process: Path, tmp_p
     )
     got, expected = (read_json(path / "summary.json") for path in (tmp_path / "out", one_process))
     assert got["after"] == pytest.approx(expected["after"], rel=1e-4)
+    # After ZeRO-3, DeepSpeed's hooks must not reach the merge's model loading.
+    assert (tmp_path / "out" / "merged" / "model.safetensors").is_file() == (way == "zero3")
     assert got["tokens"] == expected["tokens"]  # the same examples, none seen twice
