@@ -26,9 +26,10 @@ _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    # Idle threads sleep instead of spinning. With one other busy process on two cores, SmolLM2
-    # trains at 90 tokens/s instead of 14 (docs/log.md); read when torch loads its OpenMP.
-    "OMP_WAIT_POLICY": "PASSIVE",
+    # Threads that wait spin briefly, then sleep. By default they spin long, and with one other busy
+    # process on two cores SmolLM2 trained at 14 tokens/s instead of 119; idle, nothing is lost
+    # (docs/log.md). Read when torch loads GNU OpenMP.
+    "GOMP_SPINCOUNT": "1000",
 }
 
 
