@@ -16,7 +16,7 @@ import click
 from trainer.errors import Interrupted, RankZeroError
 
 INTERRUPTED_BY_KEYBOARD = 130  # 128 + SIGINT, what a shell reports
-_QUIET = {
+_ENVIRONMENT = {
     # Nothing is sent anywhere unless the user asked for a tracker.
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
@@ -38,7 +38,7 @@ def quiet_libraries() -> None:
 
     Imports nothing heavy, so it may run first; the libraries read these variables at import.
     """
-    for name, value in _QUIET.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for category in (FutureWarning, DeprecationWarning, UserWarning):
         for package in ("torch", "transformers", "peft", "bitsandbytes", "huggingface_hub"):
