@@ -145,7 +145,7 @@ class Session:
         tokenizer = load_training_tokenizer(config)
         limits = check_model_fits(
             built.model,
-            largest_token_id=data.table.largest_token_id(),
+            largest_token_id=data.largest_token_id,
             longest_tokens=longest_example(data),
         )
         plan = dataclasses.replace(plan, can_pack=self.prove_packing(built.model))

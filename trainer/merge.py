@@ -10,13 +10,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import click
 import torch
@@ -220,13 +218,7 @@ def command(target: str, base: str | None, output: Path | None, trust_remote_cod
     click.echo(report.output)
 
 
-def _stop(signum: int, _frame: FrameType | None) -> None:
-    """End through `finally`, so that the half-written folder goes too."""
-    sys.exit(128 + signum)
-
-
 def main(argv: list[str]) -> None:
-    signal.signal(signal.SIGTERM, _stop)
     command.main(args=argv, prog_name="python -m trainer.merge", standalone_mode=False)
 
 

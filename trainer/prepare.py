@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from trainer.data.sources import SourceFile, find_files
 from trainer.data.tokenizer import load_tokenizer_facts
 from trainer.entry import run_entry
 from trainer.errors import EnvironmentProblem
+from trainer.run_directory import RunDirectory, write_json
 
 
 def prepare(config: Config, *, show_progress: bool = False) -> Path:
@@ -63,14 +63,10 @@ def find_prepared(config: Config) -> Path | None:
 def _write_report(config: Config, entry: Path) -> None:
     report = json.loads((entry / "report.json").read_text(encoding="utf-8"))
     report = {"fingerprint": entry.name, "cache_entry": str(entry), **report}
-    target = Path(config.output_dir) / "data_report.json"
-    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    target = RunDirectory(Path(config.output_dir)).data_report
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging.write_text(
-            json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        staging.replace(target)
+        write_json(target, report)
     except OSError as error:
         raise EnvironmentProblem(
             f"output_dir: {target} cannot be written: {error.strerror}",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,8 @@ class RunDirectory:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a small JSON file so that a reader sees the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Not the process id: nodes that share a file system may share one.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         temporary.write_text(text, encoding="utf-8")

@@ -68,6 +68,7 @@ def build_entry(
         tally.num_rows, dict(tally.num_rows_of_source), bad, notes, Encoder(settings).tokenizer
     )
     report = make_report(config, files, table, indices, summary)
+    report["largest_token_id"] = table.largest_token_id()
     (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
 

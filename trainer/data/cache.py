@@ -19,7 +19,7 @@ from trainer.data.tokenizer import template_bytes, tokenizer_files
 from trainer.errors import EnvironmentProblem
 
 # Raise when the same input would give other ids, masks, splits or reports than before.
-PREPARE_VERSION = 1
+PREPARE_VERSION = 2
 _BLOCK_BYTES = 1 << 20
 _NOT_CONTENT = {"workers", "cache_dir", "chat_template", "train", "validation", "test"}
 

@@ -164,6 +164,8 @@ class PreparedData:
         self.fingerprint: str = json.loads((entry / "entry.json").read_text())["fingerprint"]
         """Content address of the prepared data."""
         self.table = RowTable(entry / "rows.arrow")
+        report = json.loads((entry / "report.json").read_text(encoding="utf-8"))
+        self.largest_token_id: int = report["largest_token_id"]
 
     def split(self, name: SplitName) -> PreparedSplit | None:
         """Open one split; None when it is empty."""
