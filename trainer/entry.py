@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable
-from types import FrameType
 
 import click
 
-from trainer.errors import Interrupted, RankZeroError
+from trainer.errors import RankZeroError
+from trainer.interruption import receive_requests
 
 INTERRUPTED_BY_KEYBOARD = 130  # 128 + SIGINT, what a shell reports
 _ENVIRONMENT = {
@@ -58,13 +57,6 @@ def quiet_libraries() -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
-def _interrupt(number: int, _: FrameType | None) -> None:
-    """Turn a request to stop into an exception, so that every `finally` runs; once."""
-    for other in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(other, lambda *_: None)
-    raise Interrupted(f"stopped by {signal.Signals(number).name}")
-
-
 def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
     """Run `main` with the command's arguments (`sys.argv[1:]`) and return the exit code.
 
@@ -73,8 +65,7 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) 
     """
     quiet_libraries()
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
+        receive_requests()
     try:
         main(sys.argv[1:] if argv is None else argv)
     except RankZeroError as error:

@@ -7,13 +7,17 @@ from collections.abc import Iterator
 
 import torch
 
-from trainer.errors import EnvironmentProblem, RankZeroError, TrainingFailed
+from trainer.errors import EnvironmentProblem, Interrupted, RankZeroError, TrainingFailed
+from trainer.interruption import is_requested
 
 
 def explained(error: BaseException) -> BaseException:
     """Return the error to report for `error`; one we cannot explain comes back as it is."""
     if isinstance(error, RankZeroError):
         return error
+    if is_requested():
+        # Another rank has stopped for the same request, and broke what this one was waiting for.
+        return Interrupted("stopped on request, while working with another rank")
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         first_line = (str(error).splitlines() or ["out of memory"])[0]
         return TrainingFailed(

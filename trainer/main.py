@@ -13,9 +13,11 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
+from trainer import interruption
 from trainer.callbacks.baseline import BaselineCallback
 from trainer.callbacks.best_model import BestModelCallback, EarlyStoppingCallback
 from trainer.callbacks.cadence import CadenceCallback
+from trainer.callbacks.deferral import DeferralCallback
 from trainer.callbacks.metrics import MetricsCallback
 from trainer.callbacks.progress import ProgressCallback
 from trainer.config import Config, load_config
@@ -103,6 +105,7 @@ class Session:
             trainer.add_callback(callback)
         output = trainer.train()
         results = self.finish(trainer, output.metrics)
+        interruption.allow()
         self.leave_process_group()
         if self.world.is_rank_zero:
             results.write(self.directory.summary)
@@ -184,7 +187,10 @@ class Session:
         """In the order they run: the cadence sets the epoch that the others read."""
         evaluation = self.config.evaluation
         has_validation = trainer.data.split("validation") is not None
-        callbacks = [CadenceCallback(self.config, plan, has_validation=has_validation)]
+        callbacks = [
+            DeferralCallback(),
+            CadenceCallback(self.config, plan, has_validation=has_validation),
+        ]
         if self.world.is_rank_zero:
             callbacks.append(MetricsCallback(self.directory.metrics))
             callbacks.append(ProgressCallback(self.console, plan.num_steps))

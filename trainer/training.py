@@ -28,6 +28,7 @@ from trainer.data.collate import (
 )
 from trainer.data.store import PreparedData, PreparedSplit, SplitName
 from trainer.errors import TrainingFailed
+from trainer.interruption import stop_if_requested
 from trainer.loss import summed_loss
 from trainer.memory_report import memory_metrics
 from trainer.neftune import EmbeddingNoise
@@ -177,6 +178,7 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
         scale = self.world.world_size / max(1, inputs["num_labels"])
         total = torch.zeros((), device=self.args.device)
         for number, micro_batch in enumerate(micro_batches, 1):
+            stop_if_requested()
             with self._gradient_sync(model, is_last=number == len(micro_batches)):
                 moved = MicroBatch(*(self._to_device(tensor) for tensor in micro_batch))
                 if self.noise is not None:
@@ -217,6 +219,7 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
         losses, num_labels_here = [], 0
         with torch.no_grad():
             for micro_batch in dataloader:
+                stop_if_requested()
                 moved = MicroBatch(*(self._to_device(tensor) for tensor in micro_batch))
                 losses.append(summed_loss(model, moved, select_logits=self.select_logits))
                 num_labels_here += len(moved.targets)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from trainer.data.encode import Chunk, EncodedChunk, Encoder, EncoderSettings
 from trainer.errors import EnvironmentProblem
+from trainer.interruption import stop_if_requested
 
 T = TypeVar("T")
 ROWS_PER_CHUNK = 1000
@@ -27,7 +28,7 @@ def encode_all(
     chunks: Iterable[Chunk], settings: EncoderSettings, workers: int | None
 ) -> Iterator[tuple[Chunk, EncodedChunk]]:
     """Encode every chunk, in order. `workers` None: one per core once there is enough work."""
-    chunks = iter(chunks)
+    chunks = _stoppable(chunks)
     if workers is None:
         workers = (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -41,6 +42,12 @@ def encode_all(
             yield chunk, encoder.encode(chunk)
         return
     yield from _encode_in_processes(chunks, settings, workers)
+
+
+def _stoppable(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    for chunk in chunks:
+        stop_if_requested()
+        yield chunk
 
 
 def _encode_in_processes(
