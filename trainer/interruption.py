@@ -51,7 +51,7 @@ def is_requested() -> bool:
 
 
 def _receive(number: int, _: FrameType | None) -> None:
-    global _request  # noqa: PLW0603
+    global _request
     is_first, _request = _request is None, signal.Signals(number)
     if is_first and not _is_deferred:
         stop_if_requested()
