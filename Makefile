@@ -50,8 +50,9 @@ format: setup ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## data preparation beside the tokenizer's own template, as ratios
+bench: setup ## data preparation and start-up times beside others, as ratios
 	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/startup.py
 
 image: ## the container image; BASE_IMAGE=... takes another base, IMAGE_TOOL=podman another builder
 	$(IMAGE_TOOL) build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --tag $(IMAGE) .

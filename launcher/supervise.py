@@ -1,17 +1,43 @@
-"""Start a process, pass signals on to it, wait, and say how it ended. Correct as PID 1."""
+"""Run a command to its end, whatever dies: pass signals on, watch the ranks, leave no process."""
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import FrameType
 
+import psutil
+
+from launcher.attempt import Attempt
+from launcher.diagnosis import REMEDIES, Evidence, exit_codes_in, signal_name
+from launcher.process_tree import (
+    adopt_orphans,
+    below,
+    count_oom_kills,
+    ends_with_this_process,
+    living,
+    reap,
+    send,
+)
+from launcher.rank_watch import SAVE_SECONDS, RankWatch
+from launcher.streams import Streams
+from launcher.terminal_log import terminal_environment
+from launcher.verdict import conclude
+from trainer.attempt import VARIABLE
 from trainer.errors import EnvironmentProblem, Interrupted, TrainingFailed
 
-# A closed terminal (SIGHUP) reaches the child as the request to save and stop that it is.
+POLL_SECONDS = 0.2
+KILL_GRACE_SECONDS = 5.0
+"""From SIGTERM to SIGKILL once the run is lost: enough to write a record, not to save."""
+ENGINE_SECONDS = 5.0
+"""What an engine gets after its ranks were killed, to see it and print their exit codes."""
+_SAME_REQUEST_SECONDS = 1.0
+"""A closed terminal sends several signals; within this time they are one request."""
+# A closed terminal (SIGHUP) reaches the ranks as the request to save and stop that it is.
 _PASSED_ON = {
     signal.SIGTERM: signal.SIGTERM,
     signal.SIGINT: signal.SIGINT,
@@ -19,89 +45,223 @@ _PASSED_ON = {
 }
 
 
-def supervise(command: Sequence[str], *, is_interactive: bool = False) -> int:
+def supervise(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    attempt: Attempt | None = None,
+    is_interactive: bool = False,
+) -> int:
     """Run a command to its end and return its exit code.
 
     The child gets a session of its own, so that Ctrl-C reaches it once, from here. An interactive
-    one stays on the terminal, where it gets Ctrl-C by itself.
+    one stays on the terminal, where it gets Ctrl-C by itself. `environment` is added to ours.
 
-    Raises: Interrupted when it died of a signal passed on to it, TrainingFailed of another one.
+    With an attempt the command is an engine of a run: its ranks are watched, and what the run came
+    to is raised as the error of the rank that caused it, with that rank's exit code.
+
+    Raises: Interrupted when it ended on a request to stop, TrainingFailed when a rank or the
+    command died; with an attempt any RankZeroError. Main thread only.
     """
-    supervisor = _Supervisor(passes_interrupt=not is_interactive)
-    with supervisor.receiving_signals():
+    with _receiving_signals() as wake:
+        oom_kills = count_oom_kills()
+        supervisor = _Supervisor(command, environment or {}, attempt, is_interactive)
         try:
-            child = subprocess.Popen(command, start_new_session=not is_interactive)
+            code = supervisor.run(wake)
+        finally:
+            supervisor.close()
+    if attempt is not None and supervisor.ranks is not None:
+        evidence = Evidence(
+            engine=" ".join(command[1:3]),
+            engine_code=code,
+            requests=tuple(supervisor.requests),
+            was_oom=count_oom_kills() > oom_kills,
+        )
+        pids = [record.pid for record in attempt.records()]
+        codes = exit_codes_in(attempt.last_text(0), pids) | {supervisor.engine.pid: code}
+        return conclude(attempt, supervisor.ranks.ends(codes), evidence)
+    if code >= 0:
+        return code
+    name = signal_name(-code)
+    if -code in supervisor.sent:
+        raise Interrupted(f"stopped by {name}")
+    raise TrainingFailed(
+        f"`{' '.join(command[1:3])}` was killed by {name}",
+        rule="a process ends by itself",
+        fix=REMEDIES.get(name, "see the last lines above for what it was doing"),
+    )
+
+
+class _Supervisor:
+    """One running command and everything below it."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        attempt: Attempt | None,
+        is_interactive: bool,
+    ) -> None:
+        self.is_interactive = is_interactive
+        self.requests: list[signal.Signals] = []
+        self.sent: set[int] = set()
+        self.last_request = float("-inf")
+        self.kill_at: float | None = None
+        self.before = {process.pid for process in below(psutil.Process())}
+        adopt_orphans()
+        self.ranks = None if attempt is None else RankWatch(attempt)
+        self.streams = None if attempt is None else Streams(attempt.log(0))
+        self.engine = self._start(command, environment, attempt)
+
+    def _start(
+        self, command: Sequence[str], environment: Mapping[str, str], attempt: Attempt | None
+    ) -> subprocess.Popen[bytes]:
+        inherited = {**os.environ, **environment}
+        stdin = stdout = stderr = None
+        if attempt is not None and self.streams is not None:
+            inherited |= terminal_environment(inherited)
+            inherited |= {VARIABLE: str(attempt.folder.absolute()), "PYTHONUNBUFFERED": "1"}
+            stdin, stdout, stderr = self.streams.for_child()
+        try:
+            engine = subprocess.Popen(
+                command,
+                env=inherited,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=not self.is_interactive,
+                preexec_fn=ends_with_this_process(),  # noqa: PLW1509  (no thread of ours exists yet)
+            )
         except OSError as error:
+            self.close()
             raise EnvironmentProblem(
                 f"{command[0]} cannot be started: {error.strerror}",
                 rule="a run is carried out by its own process",
                 fix="check that this file exists and may be executed",
             ) from None
-        supervisor.pass_on_to(child)
-        code = _wait_as_init(child) if os.getpid() == 1 else child.wait()
-    if code >= 0:
-        return code
-    name = signal.Signals(-code).name
-    if -code in supervisor.sent:
-        raise Interrupted(
-            f"stopped by {name}",
-        )
-    raise TrainingFailed(
-        f"`{' '.join(command[1:3])}` was killed by {name}",
-        rule="a process ends by itself",
-        fix=_REMEDIES.get(name, "see the last lines above for what it was doing"),
-    )
+        if self.streams is not None:
+            self.streams.pass_on()
+        return engine
+
+    def run(self, wake: int) -> int:
+        """Return the engine's exit code once nothing is left below this process."""
+        while True:
+            for number in _signals_within(wake, POLL_SECONDS):
+                self._request(number)
+            code = reap().get(self.engine.pid)
+            if code is not None:
+                self.engine.returncode = code
+            is_over = self.engine.returncode is not None
+            if (is_over or self.kill_at is not None) and self._end_the_rest():
+                break
+            if self.kill_at is None and self.ranks is not None and self.ranks.is_lost():
+                self._begin_to_end(KILL_GRACE_SECONDS)
+        reap()
+        assert self.engine.returncode is not None
+        return self.engine.returncode
+
+    def _request(self, number: signal.Signals) -> None:
+        """Pass a request to stop on; the third one ends everything at once."""
+        now = time.monotonic()
+        if now - self.last_request < _SAME_REQUEST_SECONDS:
+            return
+        self.last_request = now
+        passed = _PASSED_ON[number]
+        self.requests.append(number)
+        self.sent.add(passed)
+        if number == signal.SIGINT and self.is_interactive:
+            return  # the terminal has sent it to the child already
+        if len(self.requests) > 2:
+            self.kill_at = now - ENGINE_SECONDS
+            return
+        ranks = self.ranks.alive() if self.ranks is not None else []
+        send(ranks, passed)
+        # An engine that is asked starts to count: torchrun kills its workers 30 s later, DeepSpeed
+        # one after the other. It sees them end anyway, so while they save it is left in peace.
+        is_first = len(self.requests) == 1
+        if not (is_first and self.ranks is not None and self.ranks.are_all_here()):
+            self._signal_engine(passed)
+
+    def _signal_engine(self, number: signal.Signals) -> None:
+        # Not Popen.send_signal: it may reap the child by itself.
+        if self.engine.returncode is None:
+            os.kill(self.engine.pid, number)
+
+    def _begin_to_end(self, grace_seconds: float) -> None:
+        """Ask what is left to stop; with its engine alive, the ranks alone, so that it reports."""
+        self.kill_at = time.monotonic() + grace_seconds
+        asked = self._worth_asking()
+        if self.ranks is not None:
+            self.ranks.end_begins()
+            if self.engine.returncode is None:
+                asked = self.ranks.alive()
+        send(asked, signal.SIGTERM)
+
+    def _end_the_rest(self) -> bool:
+        """End what is left; true when nothing is."""
+        rest = self._rest()
+        if not rest:
+            return self.engine.returncode is not None
+        if self.kill_at is None:
+            self._begin_to_end(SAVE_SECONDS if self.requests else KILL_GRACE_SECONDS)
+        elif time.monotonic() >= self.kill_at:
+            self._kill(rest, self.kill_at)
+        return False
+
+    def _kill(self, rest: list[psutil.Process], since: float) -> None:
+        """Kill the ranks, and the engine too when it does not end of that."""
+        if self.ranks is not None and self.engine.returncode is None:
+            self.ranks.end_begins()
+            if time.monotonic() < since + ENGINE_SECONDS:
+                ranks = self.ranks.alive()
+                rest = [*(p for rank in ranks for p in below(rank)), *ranks]
+        send(rest, signal.SIGKILL)
+
+    def _rest(self) -> list[psutil.Process]:
+        """Everything alive that this supervisor brought into the world."""
+        found = [p for p in below(psutil.Process()) if p.pid not in self.before]
+        if self.ranks is not None:  # where orphans do not come to us
+            found += [p for p in self.ranks.alive() if p not in found]
+        return living(found)
+
+    def _worth_asking(self) -> list[psutil.Process]:
+        """Without what is below a rank: its data workers end with it, not while it saves."""
+        ranks = self.ranks.alive() if self.ranks is not None else []
+        helpers = {process.pid for rank in ranks for process in below(rank)}
+        return [process for process in self._rest() if process.pid not in helpers]
+
+    def close(self) -> None:
+        adopt_orphans(False)
+        if self.streams is not None:
+            self.streams.close()
 
 
-_REMEDIES = {
-    "SIGKILL": "most often the machine ran out of memory: lower data.max_length or the batch size",
-    "SIGSEGV": "a native library crashed: compare its version with the pinned ones",
-    "SIGBUS": "shared memory is too small (/dev/shm): enlarge it, or set dataloader_workers to 0",
-}
+@contextmanager
+def _receiving_signals() -> Iterator[int]:
+    """Yield a descriptor that carries the number of each signal as it comes in.
+
+    SIGCHLD is among them, so that the end of a child is known at once.
+    """
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.set_blocking(write, False)
+    # The interpreter writes the number; a handler must exist, and has nothing to do.
+    before = {
+        number: signal.signal(number, lambda *_: None) for number in (*_PASSED_ON, signal.SIGCHLD)
+    }
+    previous = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    try:
+        yield read
+    finally:
+        signal.set_wakeup_fd(previous)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(read)
+        os.close(write)
 
 
-class _Supervisor:
-    def __init__(self, *, passes_interrupt: bool) -> None:
-        self.passes_interrupt = passes_interrupt
-        self.child: subprocess.Popen[bytes] | None = None
-        self.waiting: list[signal.Signals] = []
-        self.sent: set[int] = set()
-
-    @contextmanager
-    def receiving_signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._receive) for number in _PASSED_ON}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def pass_on_to(self, child: subprocess.Popen[bytes]) -> None:
-        """Send what came in before the child was there, and from now on at once."""
-        self.child = child
-        while self.waiting:
-            self._send(child, self.waiting.pop(0))
-
-    def _receive(self, number: int, _: FrameType | None) -> None:
-        passed = _PASSED_ON[signal.Signals(number)]
-        if number == signal.SIGINT and not self.passes_interrupt:
-            self.sent.add(passed)  # the terminal has sent it to the child already
-        elif self.child is None:
-            self.waiting.append(passed)
-        else:
-            self._send(self.child, passed)
-
-    def _send(self, child: subprocess.Popen[bytes], number: signal.Signals) -> None:
-        self.sent.add(number)
-        # Not child.send_signal: it may reap the child here, in the middle of waiting for it.
-        if child.returncode is None:
-            os.kill(child.pid, number)
-
-
-def _wait_as_init(child: subprocess.Popen[bytes]) -> int:
-    """Wait for the child and reap every orphan on the way, which is the duty of PID 1."""
-    while True:
-        pid, status = os.waitpid(-1, 0)
-        if pid == child.pid:
-            child.returncode = os.waitstatus_to_exitcode(status)
-            return child.returncode
+def _signals_within(wake: int, seconds: float) -> list[signal.Signals]:
+    """Wait for signals and return the requests to stop among them."""
+    ready, _, _ = select.select([wake], [], [], seconds)
+    numbers = os.read(wake, 1024) if ready else b""
+    return [signal.Signals(number) for number in numbers if number in _PASSED_ON]

@@ -13,7 +13,9 @@ import click
 if __package__ in (None, ""):  # started as a file: make the package importable
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from trainer.attempt import taking_part
 from trainer.entry import run_entry
+from trainer.world import read_world
 
 
 @click.command()
@@ -26,5 +28,11 @@ def main(config_path: Path) -> None:
     run(config_path)
 
 
+def run_rank(argv: list[str]) -> None:
+    """Train, and leave this rank's record in the launcher's attempt, if there is one."""
+    with taking_part(read_world):
+        main(argv, prog_name="trainer", standalone_mode=False)
+
+
 if __name__ == "__main__":
-    sys.exit(run_entry(lambda argv: main(argv, prog_name="trainer", standalone_mode=False)))
+    sys.exit(run_entry(run_rank))

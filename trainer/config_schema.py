@@ -66,8 +66,9 @@ class LoraConfig(Section):
     """Rank of the update of each adapted layer."""
     alpha: PositiveFloat = 32
     """The update is scaled by alpha / r."""
-    dropout: Fraction = 0.05
-    """Dropout on the adapter's input while training."""
+    dropout: Fraction = 0.0
+    """Dropout on the adapter's input while training. At 0 a run is the same on any hardware; with
+    more the examples are, the random numbers are not."""
     target_modules: StrictStr | tuple[StrictStr, ...] = "all-linear"
     """Preset (`conservative` q v, `balanced` q k v, `aggressive` q k v o gate up down,
     `all-linear`), or a list of layer names."""
@@ -101,11 +102,13 @@ class TrainingConfig(Section):
     gradient_accumulation_steps: PositiveInt | None = None
     """Micro-batches per step (the pair's second half)."""
     max_tokens_per_device: PositiveInt | None = None
-    """Most tokens in one micro-batch. Default: `batch_size` x `max_length`, else `max_length`."""
+    """Most tokens in one micro-batch. Default: the planner's, as many as fit and are of use; in a
+    trainer started by hand `batch_size` x `max_length`, else `max_length`."""
     precision: Precision = "auto"
     """Compute precision. `auto`: bf16 where the hardware has it, else fp16 on CUDA, else fp32."""
-    gradient_checkpointing: StrictBool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: StrictBool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: less memory, a third to a half more time. `auto`:
+    the planner turns it on when the run would not fit without; off in a trainer started by hand."""
     optimizer: Optimizer = "adamw_torch"
     """Update rule; the 8-bit and paged ones need bitsandbytes."""
     adam_beta1: Fraction = 0.9
@@ -136,7 +139,8 @@ class TrainingConfig(Section):
     dataloader_pin_memory: StrictBool = True
     """Read rows into page-locked memory where there is a GPU to copy to."""
     deepspeed_config: StrictStr | None = None
-    """A DeepSpeed JSON file, by path or by its name under `deepspeed_configs/`."""
+    """A DeepSpeed JSON file, by path or by its name under `deepspeed_configs/`. Default: the
+    planner's, none if the run fits without."""
 
 
 class EvaluationConfig(Section):

@@ -1,44 +1,39 @@
-"""DeepSpeed as the engine of a run: its config file, and joining its process group."""
+"""DeepSpeed as the engine of a run: its config, and joining its process group."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from pathlib import Path
 from typing import Any
 
-from trainer.config import TrainingConfig
-from trainer.errors import ConfigError, EnvironmentProblem
-from trainer.shipped import shipped_folder
+from trainer.config import Quantization, TrainingConfig
+from trainer.deepspeed_config import (
+    check_deepspeed_config,
+    completed,
+    find_deepspeed_config,
+    load_deepspeed_config,
+)
+from trainer.errors import EnvironmentProblem
 from trainer.world import World
 
 
-def find_deepspeed_config(name: str) -> Path:
-    """Find a DeepSpeed JSON file by path, or by its name among the shipped ones.
-
-    Raises: ConfigError naming the shipped ones.
-    """
-    shipped = shipped_folder("deepspeed_configs")
-    by_name = shipped / Path(name).name
-    for candidate in (Path(name), by_name, by_name.with_suffix(".json")):
-        if candidate.is_file():
-            return candidate
-    known = ", ".join(sorted(path.stem for path in shipped.glob("*.json")))
-    raise ConfigError(
-        f"training.deepspeed_config: there is no file {name}",
-        rule=f"a path to a DeepSpeed JSON file, or one of {known}",
-        fix="check the path, or take one of those names",
-    )
-
-
-def deepspeed_arguments(training: TrainingConfig, world: World, device_type: str) -> dict[str, Any]:
+def deepspeed_arguments(
+    training: TrainingConfig,
+    world: World,
+    device_type: str,
+    *,
+    quantization: Quantization = "none",
+) -> dict[str, Any]:
     """Return what `TrainingArguments` needs for DeepSpeed; nothing when it is not asked for.
 
     Ranks: collective when DeepSpeed is asked for.
+    Raises: ConfigError when the DeepSpeed config contradicts the run config.
     """
     if training.deepspeed_config is None:
         return {}
     path = find_deepspeed_config(training.deepspeed_config)
+    settings = load_deepspeed_config(path)
+    check_deepspeed_config(path, settings, training, quantization=quantization)
     if importlib.util.find_spec("deepspeed") is None:
         raise EnvironmentProblem(
             "training.deepspeed_config is set, and deepspeed is not installed",
@@ -47,7 +42,7 @@ def deepspeed_arguments(training: TrainingConfig, world: World, device_type: str
         )
     if device_type == "cpu":
         _join_cpu_process_group(world)
-    return {"deepspeed": str(path)}
+    return {"deepspeed": completed(settings)}
 
 
 def _join_cpu_process_group(world: World) -> None:

@@ -21,12 +21,16 @@ from trainer.lora_targets import (
 
 
 def attach_adapter(
-    model: PreTrainedModel, config: LoraConfig, *, revision: str | None = None
+    model: PreTrainedModel,
+    config: LoraConfig,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[PeftModel, tuple[str, ...]]:
     """Freeze `model`, put adapters on it, and return it with the notes to print.
 
-    Every trainable tensor is float32 whatever the base: 16-bit ones lose small updates, and
-    gradient scaling for fp16 refuses them.
+    Every trainable tensor is of `dtype` whatever the base. Without somebody else's float32 masters
+    it must be float32: 16-bit weights lose small updates, and fp16 gradient scaling refuses them.
     Raises: ConfigError for targets, patterns or modules the model does not have.
     """
     targets = resolve_targets(model, config.target_modules)
@@ -39,14 +43,16 @@ def attach_adapter(
         raise ConfigError(
             f"lora: {error}",
             rule="the combination of LoRA options must suit the model's layers",
-            fix="change the option named above",
+            fix="set lora.dropout to 0: experts stored as one tensor cannot have it"
+            if "lora_dropout" in str(error)
+            else "change the option named above",
         ) from error
     targeted: list[str] = adapted.base_model.targeted_module_names
     check_patterns("lora.rank_pattern", config.rank_pattern, targeted)
     check_patterns("lora.alpha_pattern", config.alpha_pattern, targeted)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.float32)
+            parameter.data = parameter.data.to(dtype)
     return adapted, targets.notes
 
 

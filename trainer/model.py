@@ -65,7 +65,8 @@ def build_model(config: Config, *, device: torch.device, precision: ComputePreci
     """
     model, notes = _load_base(config, device, precision)
     model.config.use_cache = False  # a key-value cache is memory that training never reads
-    if config.training.gradient_checkpointing:
+    checkpointing = config.training.gradient_checkpointing is True  # "auto" is the planner's
+    if checkpointing:
         # The reentrant kind drops gradients of a segment whose inputs need none, such as the
         # first layers over frozen embeddings.
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -76,9 +77,14 @@ def build_model(config: Config, *, device: torch.device, precision: ComputePreci
     # fp16-unsafe layers; here they are frozen, norms already compute in float32 inside, and
     # whatever trains is made float32 in attach_adapter.
     model.requires_grad_(False)
-    if config.training.gradient_checkpointing:
+    if checkpointing:
         model.enable_input_require_grads()
-    adapted, target_notes = attach_adapter(model, config.lora, revision=config.model.revision)
+    # DeepSpeed keeps float32 masters. Stages 1 and 2 cast the adapters themselves; stage 3 leaves
+    # them, and float32 ones would make PEFT copy every layer's input to float32.
+    dtype = DTYPES[precision] if is_deepspeed_zero3_enabled() else torch.float32
+    adapted, target_notes = attach_adapter(
+        model, config.lora, revision=config.model.revision, dtype=dtype
+    )
     return BuiltModel(adapted, precision, (*notes, *target_notes))
 
 
@@ -89,7 +95,7 @@ def _load_base(
     check_model_folder(source.name)
     check_revision(source.name, source.revision)
     place = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
-    quantization, quantization_notes = _quantization(config, precision, device)
+    quantization, quantization_notes = quantization_config(config, precision, device)
     with explaining_load(source.name, source.revision):
         architecture = AutoConfig.from_pretrained(located(source.name), **place)
     if hasattr(architecture, "quantization_config") and not config.lora.enabled:
@@ -116,7 +122,7 @@ def _load_base(
     return model, (*quantization_notes, f"attention: {used} ({reason})")
 
 
-def _quantization(
+def quantization_config(
     config: Config, precision: ComputePrecision, device: torch.device
 ) -> tuple[BitsAndBytesConfig | None, tuple[str, ...]]:
     """Decide how the frozen base is stored."""

@@ -25,6 +25,10 @@ class RunDirectory:
         return self.path / "resolved.json"
 
     @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
     def data_report(self) -> Path:
         return self.path / "data_report.json"
 

@@ -7,14 +7,29 @@ import json
 import os
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.attempt import INTERRUPTED_BY_KEYBOARD, PeerLost
 from trainer.errors import Interrupted, RankZeroError
 from trainer.run_directory import RunDirectory, write_json
 from trainer.world import World
 
 TERMINATION_LOG = Path("/dev/termination-log")
 """Kubernetes shows what a container writes here. Source: terminationMessagePath's default."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended that did not complete, as status.json tells it."""
+
+    state: str
+    """failed or interrupted."""
+    exit_code: int
+    rank: int | None
+    error: str
+    message: str
+    remedy: str
 
 
 def write_running(run: RunDirectory) -> None:
@@ -31,23 +46,53 @@ def write_completed(run: RunDirectory) -> None:
 def write_failed(run: RunDirectory, world: World, error: BaseException) -> None:
     """Record a failure, unless another rank's is there: the first one is the cause.
 
+    A lost peer is not a cause: it gives way to whatever comes later.
+
     Ranks: the failing one.
     """
-    if not run.path.is_dir() or run.read_status().get("state") in ("failed", "interrupted"):
+    if not run.path.is_dir():
+        return
+    status = run.read_status()
+    if status.get("state") in ("failed", "interrupted") and status.get("error") != _LOST:
         return
     known = error if isinstance(error, RankZeroError) else RankZeroError(str(error))
-    is_interrupted = isinstance(error, (Interrupted, KeyboardInterrupt))
-    record = {
-        "state": "interrupted" if is_interrupted else "failed",
-        "exit_code": known.exit_code,
-        "rank": world.rank,
-        "error": type(error).__name__,
-        "message": known.what or type(error).__name__,
-        "remedy": known.fix,
-        "ended": time.time(),
-    }
+    is_keyboard = isinstance(error, KeyboardInterrupt)
+    write_ending(
+        run,
+        Ending(
+            state="interrupted" if is_keyboard or isinstance(error, Interrupted) else "failed",
+            exit_code=INTERRUPTED_BY_KEYBOARD if is_keyboard else known.exit_code,
+            rank=world.rank,
+            error=type(error).__name__,
+            message=known.what or type(error).__name__,
+            remedy=known.fix,
+        ),
+    )
+
+
+def write_verdict(run: RunDirectory, ending: Ending) -> None:
+    """Record the launcher's verdict: it sees every rank of this machine, one that died included.
+
+    A rank's own word for the same end stays, and so does any other when all that is known here is
+    that a peer was lost.
+    """
+    status = run.read_status()
+    same = ("state", "exit_code", "rank")
+    if not run.path.is_dir() or all(status.get(key) == vars(ending)[key] for key in same):
+        return
+    if ending.error == _LOST and status.get("state") in ("failed", "interrupted"):
+        return
+    write_ending(run, ending)
+
+
+def write_ending(run: RunDirectory, ending: Ending) -> None:
+    """Write status.json and, in a container, what Kubernetes shows."""
+    record = {**vars(ending), "ended": time.time()}
     # On a full disk the error itself must still come out.
     with contextlib.suppress(OSError):
         write_json(run.status, record)
     if TERMINATION_LOG.exists() and os.access(TERMINATION_LOG, os.W_OK):
         TERMINATION_LOG.write_text(json.dumps(record), encoding="utf-8")
+
+
+_LOST = PeerLost.__name__

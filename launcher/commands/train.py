@@ -6,13 +6,33 @@ import sys
 from pathlib import Path
 
 import click
+from rich.console import Console
 
-from launcher.run import show_run, start_run
-from trainer.config import load_config
+from launcher.engines.launch import EngineName
+from launcher.plan_table import render_summary
+from launcher.planning import Target, plan_run
+from launcher.run import Node, show_run, start_run
 
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--profile", default="auto", metavar="auto|NAME|FILE", help="Hardware (auto: what is here)."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "python", "torchrun", "accelerate", "deepspeed"]),
+    default="auto",
+    help="What starts the ranks.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    help="Per node; default the GPUs of the profile, 1 on a CPU.",
+)
+@click.option("--nodes", type=click.IntRange(min=1), help="Machines; default the profile's.")
+@click.option("--node-rank", type=click.IntRange(min=0), default=0, help="Which of them this is.")
+@click.option("--rendezvous", metavar="HOST:PORT", help="Where nodes meet: an address of node 0.")
 @click.option(
     "--set",
     "overrides",
@@ -20,11 +40,28 @@ from trainer.config import load_config
     metavar="KEY=VALUE",
     help="Change one setting, such as training.learning_rate=1e-4. May be repeated.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the commands; start and write nothing.")
-def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
-    """Prepare the data and train."""
-    resolved = load_config(config, overrides)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the commands of each engine and start nothing; files they name go to RUN/dry-run.",
+)
+def train(
+    config: Path,
+    profile: str,
+    engine: str,
+    processes: int | None,
+    nodes: int | None,
+    node_rank: int,
+    rendezvous: str | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+) -> None:
+    """Plan, prepare the data and train."""
+    name: EngineName | None = None if engine == "auto" else engine  # type: ignore[assignment]
+    planned = plan_run(config, overrides, Target(profile, name, processes, nodes))
+    node = Node(node_rank, rendezvous)
+    Console(stderr=True, highlight=False).print(render_summary(planned.plan, planned.reasons))
     if dry_run:
-        click.echo(show_run(resolved))
+        click.echo(show_run(planned, node))
     else:
-        sys.exit(start_run(resolved, config))
+        sys.exit(start_run(planned, config, node))

@@ -39,6 +39,9 @@ FROZEN = {
         "--json",
     },
     "evaluate": {"run", "--split", "--json"},
+    "compare": {"runs", "--json"},
+    "profiles": {"--json"},
+    "doctor": {"--json"},
 }
 
 

@@ -17,14 +17,19 @@ from launcher import __version__
 ROOT = Path(__file__).parents[2]
 # What the launcher may use of the trainer: modules that load no torch.
 SHARED = {
+    "trainer.attempt",
     "trainer.config",
     "trainer.config_checks",
     "trainer.config_dialects",
     "trainer.config_file",
     "trainer.config_paths",
+    "trainer.deepspeed_config",
+    "trainer.config_problems",
+    "trainer.config_types",
     "trainer.errors",
     "trainer.lora_presets",
     "trainer.run_directory",
+    "trainer.status",
 }
 HEAVY = ("torch", "transformers", "datasets", "peft", "deepspeed", "accelerate", "numpy")
 SKIPPED_FOLDERS = {".git", ".venv", "venv", "node_modules", "build", "dist", "models", "runs"}

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from trainer.cache_root import cache_root
 from trainer.config import Config
 from trainer.data.readers import load_hub_dataset
 from trainer.data.sources import SourceFile, all_sources
@@ -26,8 +27,7 @@ _NOT_CONTENT = {"workers", "cache_dir", "chat_template", "train", "validation", 
 
 def cache_folder(config: Config) -> Path:
     """Return the folder that holds the entries."""
-    root = config.data.cache_dir or os.environ.get("RANKZERO_CACHE") or "~/.cache/rankzero"
-    return Path(root).expanduser().resolve() / "prepared"
+    return cache_root(config.data.cache_dir) / "prepared"
 
 
 def entry_path(config: Config, files: list[SourceFile]) -> Path:

@@ -1,0 +1,36 @@
+"""`rankzero plan`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from launcher.plan_table import print_plan
+from launcher.planning import Target, plan_run
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--profile", default="auto", metavar="auto|NAME|FILE", help="Hardware to plan for (auto: this)."
+)
+@click.option("--nodes", type=click.IntRange(min=1), help="Machines; default the profile's.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one setting, such as training.learning_rate=1e-4. May be repeated.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON on stdout.")
+def plan(
+    config: Path, profile: str, nodes: int | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Show how a run would be carried out, what it takes, and whether it fits."""
+    planned = plan_run(config, overrides, Target(profile=profile, nodes=nodes))
+    if as_json:
+        click.echo(planned.plan.model_dump_json(indent=2))
+    else:
+        print_plan(Console(highlight=False), planned.plan, planned.reasons)

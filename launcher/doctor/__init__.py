@@ -1,0 +1,1 @@
+"""What works on a machine and what does not: look (facts), judge (diagnosis), show (text)."""

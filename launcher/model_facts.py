@@ -1,0 +1,109 @@
+"""Facts of the model a config trains: asked of a trainer process once, then kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from trainer.cache_root import cache_root
+from trainer.config import Config, to_json
+from trainer.config_paths import with_absolute_paths
+from trainer.errors import EnvironmentProblem, RankZeroError
+from trainer.model_facts import ModelFacts
+
+# Raise when the same model would give other facts than before.
+_FACTS_VERSION = 1
+_DECIDING_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+def find_facts(config: Config, *, quantization: str, precision: str, device: str) -> ModelFacts:
+    """Return the facts of `config.model` trained as the other arguments say.
+
+    Raises: RankZeroError with the exit code of the process that could not measure them.
+    """
+    path = cache_root(config.data.cache_dir) / "facts" / f"{_key(config, quantization, precision, device)}.json"
+    try:
+        return ModelFacts.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):  # not there yet, or of another version
+        pass
+    facts = _measure(config, quantization, precision, device)
+    _keep(path, facts)
+    return facts
+
+
+def _key(config: Config, quantization: str, precision: str, device: str) -> str:
+    """Hash what decides the facts. A Hub model counts by its id and revision."""
+    model = config.model.model_dump(mode="json", exclude={"quantization", "attention"})
+    description = Path(config.model.name) / "config.json"
+    content = description.read_text(encoding="utf-8") if description.is_file() else None
+    if content is not None:
+        del model["name"]
+    deciding = {
+        "version": _FACTS_VERSION,
+        "model": model,
+        "config.json": content,
+        "lora": config.lora.model_dump(mode="json"),
+        "how": [quantization, precision, device],
+        "packages": {name: _version(name) for name in _DECIDING_PACKAGES},
+    }
+    text = json.dumps(deciding, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _measure(config: Config, quantization: str, precision: str, device: str) -> ModelFacts:
+    with tempfile.TemporaryDirectory(prefix="rankzero-") as folder:
+        path = Path(folder) / "resolved.json"
+        path.write_text(to_json(with_absolute_paths(config)), encoding="utf-8")
+        command = [sys.executable, "-m", "trainer.shapes", "--config", str(path)]
+        command += ["--set", f"model.quantization={quantization}"]
+        command += ["--precision", precision, "--device", device]
+        # The model has no weights: threads would only get in the way of a training run beside it.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(
+            command, check=False, capture_output=True, text=True, env=environment
+        )
+    if ended.returncode:
+        raise _failure(ended)
+    return ModelFacts.model_validate_json(ended.stdout)
+
+
+def _failure(ended: subprocess.CompletedProcess[str]) -> RankZeroError:
+    """Pass on what the process said; a traceback is a bug and stays one."""
+    text = ended.stderr.strip()
+    if text.startswith("error: "):
+        error = RankZeroError(text.removeprefix("error: "))
+    else:
+        error = RankZeroError(
+            f"the model's shapes could not be measured:\n{text[-2000:]}",
+            rule="planning builds the model from its config.json, without weights",
+            fix="see the last lines above; an architecture transformers lacks cannot be planned",
+        )
+    error.exit_code = ended.returncode if ended.returncode > 0 else EnvironmentProblem.exit_code
+    return error
+
+
+def _keep(path: Path, facts: ModelFacts) -> None:
+    """Write the facts by rename; a cache that cannot be written costs time, not the plan."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(facts.model_dump_json(), encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,115 @@
+"""From the command line to a plan: profile, model facts and DeepSpeed configs are fetched here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.engines.launch import EngineName
+from launcher.hardware import resolve_profile
+from launcher.model_facts import find_facts
+from launcher.plan import Basis, Outcome, Request, choose_basis, make_plan
+from launcher.profile import Profile
+from launcher.profile_file import shipped_profiles
+from launcher.remedies import find_remedies, refusal
+from launcher.run_plan import RunPlan
+from trainer.config import Config, load_config
+from trainer.deepspeed_config import find_deepspeed_config, load_deepspeed_config
+from trainer.errors import ConfigError, EnvironmentProblem
+from trainer.model_facts import ModelFacts
+from trainer.shipped import shipped_folder
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a run is to go, as the command line says it. None: the profile's own number."""
+
+    profile: str = "auto"
+    engine: EngineName | None = None
+    processes: int | None = None
+    nodes: int | None = None
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A plan, the config it belongs to with every choice filled in, and how the profile came."""
+
+    config: Config
+    plan: RunPlan
+    profile: Profile
+    reasons: tuple[str, ...]
+    largest_parameter: int
+    """Elements of the model's largest single parameter."""
+
+
+def plan_run(path: Path, overrides: Sequence[str], target: Target) -> PlannedRun:
+    """Plan a config file for a target.
+
+    Raises: ConfigError; EnvironmentProblem (exit 3) when nothing fits, with what would.
+    """
+    config = load_config(path, overrides)
+    detected = resolve_profile(target.profile, Path(config.output_dir))
+    request = _request(config, detected.profile, target)
+    outcome = make_plan(request)
+    if outcome.plan is None:
+        raise _does_not_fit(request, outcome)
+    fixed = [f"{name}={json.dumps(value)}" for name, value in outcome.plan.overrides.items()]
+    resolved = load_config(path, [*overrides, *fixed])
+    facts = request.facts
+    largest = max(facts.largest_matrix_parameters, facts.vocabulary_size * facts.hidden_size)
+    return PlannedRun(resolved, outcome.plan, detected.profile, detected.reasons, largest)
+
+
+def _request(config: Config, profile: Profile, target: Target) -> Request:
+    basis = choose_basis(config, profile)
+    nodes = target.nodes or profile.nodes
+    processes = target.processes or max(1, profile.gpus_per_node)
+    if profile.device != "cpu" and processes > max(1, profile.gpus_per_node):
+        raise ConfigError(
+            f"--processes {processes} on profile {profile.name} with {profile.gpus_per_node} GPUs",
+            rule="every process has a GPU of its own",
+            fix=f"use --processes {profile.gpus_per_node} or fewer, or another profile",
+        )
+    return Request(
+        config=config,
+        profile=profile,
+        facts=_facts(config, basis, profile),
+        basis=basis,
+        deepspeed_configs=_deepspeed_configs(config),
+        nodes=nodes,
+        processes_per_node=processes,
+        engine=target.engine,
+    )
+
+
+def _facts(config: Config, basis: Basis, profile: Profile) -> ModelFacts:
+    return find_facts(
+        config,
+        quantization=basis.quantization,
+        precision=basis.precision,
+        device=profile.device,
+    )
+
+
+def _deepspeed_configs(config: Config) -> dict[str, dict[str, Any]]:
+    """Read the shipped configs, and the one the run config names."""
+    found = {
+        path.stem: load_deepspeed_config(path)
+        for path in sorted(shipped_folder("deepspeed_configs").glob("*.json"))
+    }
+    own = config.training.deepspeed_config
+    if own is not None and own not in found:
+        found[own] = load_deepspeed_config(find_deepspeed_config(own))
+    return found
+
+
+def _does_not_fit(request: Request, outcome: Outcome) -> EnvironmentProblem:
+    remedies = find_remedies(request, shipped_profiles(), _facts)
+    return EnvironmentProblem(
+        refusal(request, outcome.smallest, remedies),
+        rule="a run starts only when everything it needs is there",
+        fix=f"set {remedies[0].change}" if remedies else "use a smaller model",
+    )

@@ -1,0 +1,146 @@
+"""What would make a run fit, the cheapest change first. PURE but for the facts it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from launcher.memory import GIB
+from launcher.plan import Basis, Candidate, Request, choose_basis, make_plan
+from launcher.profile import Profile
+from trainer.config import Config
+from trainer.model_facts import ModelFacts
+
+_SHORTEST_USEFUL = 256  # tokens: shorter examples say little
+_MOST = 3
+
+FactsOf = Callable[[Config, Basis, Profile], ModelFacts]
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One change after which the run fits."""
+
+    change: str
+    device_gib: float
+    available_gib: float
+    strategy: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.change}: peak {self.device_gib:.1f} of {self.available_gib:.1f} GiB "
+            f"({self.strategy})"
+        )
+
+
+def find_remedies(
+    request: Request, profiles: Sequence[Profile], facts_of: FactsOf
+) -> list[Remedy]:
+    """Return the first three changes that help, in the order of what they cost the user."""
+    found = []
+    for change, changed in _changes(request, profiles, facts_of):
+        plan = make_plan(changed).plan
+        if plan is None:
+            continue
+        device = plan.usage[0]
+        found.append(Remedy(change, device.gib, device.available_gib, plan.strategy))
+        if len(found) == _MOST:
+            break
+    return found
+
+
+def _changes(
+    request: Request, profiles: Sequence[Profile], facts_of: FactsOf
+) -> Iterator[tuple[str, Request]]:
+    """From those that change nothing of what is learned, to those that need other hardware."""
+    config = request.config
+    training = config.training
+    if training.gradient_checkpointing is False:
+        yield (
+            "training.gradient_checkpointing: true",
+            _with(request, "training", gradient_checkpointing=True),
+        )
+    if training.max_tokens_per_device and training.max_tokens_per_device > request.longest_tokens:
+        yield (
+            "drop training.max_tokens_per_device",
+            _with(request, "training", max_tokens_per_device=None),
+        )
+    if training.deepspeed_config is not None:
+        yield (
+            "drop training.deepspeed_config, and let the planner choose",
+            _with(request, "training", deepspeed_config=None),
+        )
+    if training.optimizer != "adamw_8bit" and not config.lora.enabled:
+        yield "training.optimizer: adamw_8bit", _with(request, "training", optimizer="adamw_8bit")
+    if config.lora.enabled and request.basis.quantization != "nf4":
+        changed = _with(request, "model", quantization="nf4")
+        yield "model.quantization: nf4", _measured(changed, facts_of)
+    yield from _shorter(request)
+    if not config.lora.enabled:
+        for quantization in ("none", "nf4"):
+            changed = _with(request, "model", quantization=quantization)
+            changed = _with(changed, "lora", enabled=True)
+            name = "LoRA" if quantization == "none" else "LoRA on 4-bit weights"
+            text = f"lora.enabled: true, model.quantization: {quantization} ({name})"
+            yield text, _measured(changed, facts_of)
+    for profile in profiles:
+        if profile.name != request.profile.name and profile.device == "cuda":
+            yield f"--profile {profile.name}", _on(request, profile, facts_of)
+
+
+def _shorter(request: Request) -> Iterator[tuple[str, Request]]:
+    length = request.longest_tokens // 2
+    while length >= _SHORTEST_USEFUL:
+        changed = _with(request, "data", max_length=length)
+        if make_plan(changed).plan is not None:
+            yield f"data.max_length: {length}", changed
+            return
+        length //= 2
+
+
+def _with(request: Request, section: str, **values: Any) -> Request:
+    changed = getattr(request.config, section).model_copy(update=values)
+    return replace(request, config=request.config.model_copy(update={section: changed}))
+
+
+def _measured(request: Request, facts_of: FactsOf) -> Request:
+    basis = choose_basis(request.config, request.profile)
+    facts = facts_of(request.config, basis, request.profile)
+    return replace(request, basis=basis, facts=facts)
+
+
+def _on(request: Request, profile: Profile, facts_of: FactsOf) -> Request:
+    moved = replace(
+        request,
+        profile=profile,
+        nodes=profile.nodes,
+        processes_per_node=max(1, profile.gpus_per_node),
+        engine=None,
+        # The same examples per step as here.
+        config=_with(
+            request,
+            "training",
+            global_batch_size=request.global_batch_size,
+            batch_size=None,
+            gradient_accumulation_steps=None,
+        ).config,
+    )
+    return _measured(moved, facts_of)
+
+
+def refusal(request: Request, nearest: Candidate, remedies: Sequence[Remedy]) -> str:
+    """Say in one paragraph why nothing fits."""
+    device = nearest.estimate.device / GIB
+    lines = [
+        f"this run does not fit profile {request.profile.name}: the smallest strategy "
+        f"({nearest.strategy.label}, {nearest.num_tokens} tokens) takes {device:.1f} GiB of a "
+        f"process's device memory",
+        f"  {nearest.shortfall}",
+    ]
+    if remedies:
+        lines.append("  what would make it fit, the cheapest change first:")
+        lines += [f"    {number}. {remedy}" for number, remedy in enumerate(remedies, 1)]
+    else:
+        lines.append("  no single change found here makes it fit")
+    return "\n".join(lines)

@@ -1,0 +1,51 @@
+"""What an attempt came to: shown to the user, written to status.json, raised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from launcher.attempt import Attempt
+from launcher.diagnosis import Evidence, RankEnd, Verdict, judge, last_lines
+from trainer.status import Ending, write_verdict
+
+
+def conclude(attempt: Attempt, ranks: Sequence[RankEnd], evidence: Evidence) -> int:
+    """Return 0 for a completed attempt.
+
+    Raises: RankZeroError, the cause, with its exit code.
+    """
+    verdict = judge(ranks, evidence)
+    if verdict is None:
+        return 0
+    error = verdict.error
+    write_verdict(
+        attempt.run,
+        Ending(
+            state=verdict.state,
+            exit_code=error.exit_code,
+            rank=verdict.rank,
+            error=verdict.name,
+            message=error.what,
+            remedy=error.fix,
+        ),
+    )
+    if verdict.state == "failed":
+        _show_log(attempt, verdict)
+    raise error
+
+
+def _show_log(attempt: Attempt, verdict: Verdict) -> None:
+    """Show where the rank's log is and, unless the user has seen it pass by, its last lines."""
+    rank = verdict.rank or 0
+    if verdict.rank == 0:
+        with attempt.log(0).open("a", encoding="utf-8") as log:
+            log.write(f"error: {verdict.error}\n")  # rank 0 left the telling to us
+    is_told = verdict.error.fix and not verdict.is_silent
+    if is_told:
+        return
+    click.echo(f"log of rank {rank}: {attempt.log(rank)}", err=True)
+    if rank > 0:
+        for line in last_lines(attempt.last_text(rank)):
+            click.echo(f"  {line}", err=True)
