@@ -15,7 +15,7 @@ COMMANDS = {
     "init": "Write a commented config to start from.",
     "schema": "Print the JSON Schema of the config.",
     "plan": "Show how a run would be carried out, what it takes, and whether it fits.",
-    "train": "Prepare the data and train.",
+    "train": "Plan, prepare the data and train.",
     "merge": "Join an adapter and its base model into one model.",
     "generate": "Let a run, a model or several answer.",
     "evaluate": "Measure a finished run on a split of its data.",

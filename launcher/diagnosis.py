@@ -7,12 +7,13 @@ import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trainer.attempt import INTERRUPTED_BY_KEYBOARD, PeerLost, RankRecord
+from trainer.attempt import INTERRUPTED_BY_KEYBOARD, RankRecord
 from trainer.errors import (
     ConfigError,
     EnvironmentProblem,
     GateFailed,
     Interrupted,
+    PeerLost,
     RankZeroError,
     TrainingFailed,
 )

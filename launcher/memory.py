@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.strategy import Strategy
-from trainer.model_facts import ModelFacts, activation_key
+from trainer.model_facts import Casting, ModelFacts, activation_key
 
 GIB = 2**30
 Place = Literal["device", "pinned", "host", "nvme", "disk"]
@@ -113,10 +113,13 @@ class MemoryEstimate:
 
 _CONTEXT, _COMMUNICATION, _SLACK = "process and libraries", "communication", "allocator slack"
 _OUTSIDE_ALLOCATOR = (_CONTEXT, _COMMUNICATION, _SLACK)
-# Freed blocks that do not fit the next request: the allocator's reserved over allocated memory.
-# Packed rows differ in length at every micro-batch, so pieces of many sizes come and go.
-SLACK_OF_ACTIVATIONS = 0.08
-# Pinned buffers, one per tensor, are rounded up to powers of two: Llama's shapes come to 1.1 to 1.4.
+# Freed blocks that do not fit the next request, as a part of the activations: rows differ in length
+# at every micro-batch, so pieces of many sizes come and go.
+_SLACK_SHARE = {
+    "cuda": (0.08, "torch's caching allocator: reserved over allocated"),
+    "cpu": (1.0, "glibc keeps what is freed; measured, docs/memory.md"),
+}
+# Pinned buffers, one per tensor, are rounded up to powers of two: 1.1 to 1.4 for Llama's shapes.
 _PIN_ROUNDING = 1.5
 # aio buffers of ZeRO-Infinity: fp32 master, two moments, gradient, and one in flight.
 _NVME_BUFFERS = 5
@@ -139,7 +142,7 @@ def _process(machine: Machine) -> list[Term]:
     context = "CUDA context and kernels" if machine.is_gpu else "Python, torch and transformers"
     terms = [Term(_CONTEXT, machine.context_bytes, f"profile: {context}")]
     if machine.world_size > 1:
-        terms.append(Term(_COMMUNICATION, machine.communication_bytes, "profile: NCCL or gloo"))
+        terms.append(Term(_COMMUNICATION, machine.communication_bytes, "profile: NCCL"))
     if machine.is_gpu:
         terms.append(Term("cuBLAS workspace", _CUBLAS_WORKSPACE, "torch docs, notes/cuda"))
         terms.append(
@@ -226,9 +229,7 @@ def _update_temporaries(job: Job, machine: Machine, num_updated: float) -> Term:
     if not machine.is_gpu:  # there torch goes from tensor to tensor, with three temporaries each
         num_updated = 3 * min(num_updated, job.facts.largest_trained_parameters)
         source = "torch update of the largest tensor"
-    return Term(
-        "update temporaries", per_parameter * num_updated, source, when="optimizer step"
-    )
+    return Term("update temporaries", per_parameter * num_updated, source, when="optimizer step")
 
 
 def _zero_state(job: Job, strategy: Strategy, machine: Machine) -> list[Term]:
@@ -274,9 +275,7 @@ def _zero_gradients(job: Job, strategy: Strategy, machine: Machine) -> list[Term
     return terms
 
 
-def _zero_optimizer(
-    job: Job, strategy: Strategy, machine: Machine, share: float
-) -> list[Term]:
+def _zero_optimizer(job: Job, strategy: Strategy, machine: Machine, share: float) -> list[Term]:
     zero = strategy.zero
     state = (4.0 + OPTIMIZER_BYTES[job.optimizer]) * share
     name, source = "optimizer state", "fp32 master weights and moments, 1/W"
@@ -301,11 +300,10 @@ def _pinned(size: float) -> float:
 
 
 def _activations(job: Job, strategy: Strategy, machine: Machine) -> list[Term]:
-    casting = "autocast" if strategy.zero.stage == 0 else "cast"
-    measured = job.facts.activations[
-        activation_key(casting, checkpointing=strategy.checkpointing)
-    ]
+    casting: Casting = "autocast" if strategy.zero.stage == 0 else "cast"
+    measured = job.facts.activations[activation_key(casting, checkpointing=strategy.checkpointing)]
     peak = measured.peak(job.num_tokens, job.num_labels)
+    share, source = _SLACK_SHARE["cuda" if machine.is_gpu else "cpu"]
     return [
         Term(
             "activations and logits",
@@ -313,12 +311,7 @@ def _activations(job: Job, strategy: Strategy, machine: Machine) -> list[Term]:
             f"simulated: {job.num_tokens} tokens, {job.num_labels} labels",
             when="micro-batch",
         ),
-        Term(
-            _SLACK,
-            SLACK_OF_ACTIVATIONS * peak,
-            f"{SLACK_OF_ACTIVATIONS:.0%} of the activations: rows differ in length",
-            when="micro-batch",
-        ),
+        Term(_SLACK, share * peak, source, when="micro-batch"),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -10,37 +11,50 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
+import click
 from pydantic import ValidationError
 
 from trainer.cache_root import cache_root
 from trainer.config import Config, to_json
 from trainer.config_paths import with_absolute_paths
 from trainer.errors import EnvironmentProblem, RankZeroError
-from trainer.model_facts import ModelFacts
+from trainer.model_facts import Casting, ModelFacts
 
 # Raise when the same model would give other facts than before.
 _FACTS_VERSION = 1
 _DECIDING_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
-def find_facts(config: Config, *, quantization: str, precision: str, device: str) -> ModelFacts:
-    """Return the facts of `config.model` trained as the other arguments say.
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained, as far as its facts depend on it."""
+
+    quantization: str
+    precision: str
+    device: str
+    castings: tuple[Casting, ...]
+
+
+def find_facts(config: Config, training: Training) -> ModelFacts:
+    """Return the facts of `config.model`, measured now if they never were.
 
     Raises: RankZeroError with the exit code of the process that could not measure them.
     """
-    path = cache_root(config.data.cache_dir) / "facts" / f"{_key(config, quantization, precision, device)}.json"
+    path = cache_root(config.data.cache_dir) / "facts" / f"{_key(config, training)}.json"
     try:
         return ModelFacts.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):  # not there yet, or of another version
         pass
-    facts = _measure(config, quantization, precision, device)
+    click.echo("measuring the model's shapes and activations (once; kept for later)", err=True)
+    facts = _measure(config, training)
     _keep(path, facts)
     return facts
 
 
-def _key(config: Config, quantization: str, precision: str, device: str) -> str:
+def _key(config: Config, training: Training) -> str:
     """Hash what decides the facts. A Hub model counts by its id and revision."""
     model = config.model.model_dump(mode="json", exclude={"quantization", "attention"})
     description = Path(config.model.name) / "config.json"
@@ -52,7 +66,7 @@ def _key(config: Config, quantization: str, precision: str, device: str) -> str:
         "model": model,
         "config.json": content,
         "lora": config.lora.model_dump(mode="json"),
-        "how": [quantization, precision, device],
+        "training": dataclasses.asdict(training),
         "packages": {name: _version(name) for name in _DECIDING_PACKAGES},
     }
     text = json.dumps(deciding, sort_keys=True)
@@ -66,13 +80,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _measure(config: Config, quantization: str, precision: str, device: str) -> ModelFacts:
+def _measure(config: Config, training: Training) -> ModelFacts:
     with tempfile.TemporaryDirectory(prefix="rankzero-") as folder:
         path = Path(folder) / "resolved.json"
         path.write_text(to_json(with_absolute_paths(config)), encoding="utf-8")
         command = [sys.executable, "-m", "trainer.shapes", "--config", str(path)]
-        command += ["--set", f"model.quantization={quantization}"]
-        command += ["--precision", precision, "--device", device]
+        command += ["--set", f"model.quantization={training.quantization}"]
+        command += ["--precision", training.precision, "--device", training.device]
+        command += [word for casting in training.castings for word in ("--casting", casting)]
         # The model has no weights: threads would only get in the way of a training run beside it.
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         ended = subprocess.run(

@@ -172,25 +172,24 @@ def _strategies(request: Request) -> Iterator[tuple[Strategy, str]]:
 
 
 def _objection(request: Request, strategy: Strategy) -> str:
-    zero, profile = strategy.zero, request.profile
-    if profile.device == "mps" and zero.stage:
-        return "DeepSpeed does not run on Apple MPS"
-    if strategy.is_offloaded and profile.device != "cuda":
-        return "there is no GPU to move memory away from"
-    if strategy.is_offloaded and not profile.allow_offload:
-        return f"profile {profile.name} does not allow offloading (allow_offload: false)"
-    if "nvme" in (zero.optimizer_on, zero.parameters_on) and profile.nvme is None:
-        return f"profile {profile.name} names no NVMe disk"
-    if zero.stage and not strategy.is_offloaded and request.world_size == 1:
-        return "one process has nobody to share with"
-    if zero.stage == 3 and request.basis.quantization == "int8":
-        return "ZeRO-3 cannot partition int8 weights: their scales are kept beside them"
-    if strategy.is_offloaded and request.config.training.optimizer not in (
-        "adamw_torch",
-        "adamw_torch_fused",
-    ):
-        return f"DeepSpeed's CPU update is AdamW, not {request.config.training.optimizer}"
-    return ""
+    zero, profile, offloads = strategy.zero, request.profile, strategy.is_offloaded
+    optimizer = request.config.training.optimizer
+    objections = {
+        "DeepSpeed does not run on Apple MPS": profile.device == "mps" and zero.stage > 0,
+        "there is no GPU to move memory away from": offloads and profile.device != "cuda",
+        f"profile {profile.name} does not allow offloading (allow_offload: false)": offloads
+        and not profile.allow_offload,
+        f"profile {profile.name} names no NVMe disk": profile.nvme is None
+        and "nvme" in (zero.optimizer_on, zero.parameters_on),
+        "one process has nobody to share with": zero.stage > 0
+        and not offloads
+        and request.world_size == 1,
+        "ZeRO-3 cannot partition int8 weights": zero.stage == 3
+        and request.basis.quantization == "int8",
+        f"DeepSpeed's update on the CPU is AdamW, not {optimizer}": offloads
+        and optimizer not in ("adamw_torch", "adamw_torch_fused"),
+    }
+    return next((text for text, holds in objections.items() if holds), "")
 
 
 # -- how much of it fits --------------------------------------------------------------------------
@@ -266,7 +265,7 @@ def to_machine(profile: Profile, nodes: int, processes_per_node: int) -> Machine
         world_size=nodes * processes_per_node,
         processes_per_node=processes_per_node,
         context_bytes=reserve.cuda_context_gib * GIB if is_gpu else process,
-        communication_bytes=reserve.nccl_gib_per_process * GIB,
+        communication_bytes=reserve.nccl_gib_per_process * GIB if is_gpu else 0.0,
         host_process_bytes=process,
     )
 
@@ -416,8 +415,8 @@ def _notes(request: Request, config: Config) -> tuple[str, ...]:
         left = facts.frozen_parameters - facts.quantized_parameters - facts.embedding_parameters
         if left > 0.1 * facts.frozen_parameters:
             notes.append(
-                f"{left / 1e9:.1f} of {facts.total_parameters / 1e9:.1f} billion weights stay in 16 "
-                "bits: bitsandbytes quantises linear layers, and these are fused experts"
+                f"{left / 1e9:.1f} of {facts.total_parameters / 1e9:.1f} billion weights stay in "
+                "16 bits: bitsandbytes quantises linear layers, and these are fused experts"
             )
     if config.model.attention.startswith("flash_attention"):
         notes.append("activations were simulated with sdpa; flash attention needs no mask")

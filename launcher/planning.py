@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.engines.launch import EngineName
 from launcher.hardware import resolve_profile
-from launcher.model_facts import find_facts
+from launcher.model_facts import Training, find_facts
 from launcher.plan import Basis, Outcome, Request, choose_basis, make_plan
 from launcher.profile import Profile
 from launcher.profile_file import shipped_profiles
@@ -19,7 +19,7 @@ from launcher.run_plan import RunPlan
 from trainer.config import Config, load_config
 from trainer.deepspeed_config import find_deepspeed_config, load_deepspeed_config
 from trainer.errors import ConfigError, EnvironmentProblem
-from trainer.model_facts import ModelFacts
+from trainer.model_facts import Casting, ModelFacts
 from trainer.shipped import shipped_folder
 
 
@@ -73,10 +73,13 @@ def _request(config: Config, profile: Profile, target: Target) -> Request:
             rule="every process has a GPU of its own",
             fix=f"use --processes {profile.gpus_per_node} or fewer, or another profile",
         )
+    # Only DeepSpeed casts, and only where there is something to share or to offload.
+    may_cast = nodes * processes > 1 or profile.allow_offload or config.training.deepspeed_config
+    castings: tuple[Casting, ...] = ("autocast", "cast") if may_cast else ("autocast",)
     return Request(
         config=config,
         profile=profile,
-        facts=_facts(config, basis, profile),
+        facts=_facts(config, basis, profile, castings),
         basis=basis,
         deepspeed_configs=_deepspeed_configs(config),
         nodes=nodes,
@@ -85,13 +88,14 @@ def _request(config: Config, profile: Profile, target: Target) -> Request:
     )
 
 
-def _facts(config: Config, basis: Basis, profile: Profile) -> ModelFacts:
-    return find_facts(
-        config,
-        quantization=basis.quantization,
-        precision=basis.precision,
-        device=profile.device,
-    )
+def _facts(
+    config: Config,
+    basis: Basis,
+    profile: Profile,
+    castings: tuple[Casting, ...] = ("autocast", "cast"),
+) -> ModelFacts:
+    training = Training(basis.quantization, basis.precision, profile.device, castings)
+    return find_facts(config, training)
 
 
 def _deepspeed_configs(config: Config) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,8 @@ import psutil
 
 from launcher.attempt import Attempt, process_of
 from launcher.diagnosis import RankEnd
-from trainer.attempt import PeerLost, RankRecord
+from trainer.attempt import RankRecord
+from trainer.errors import PeerLost
 
 FAILURE_GRACE_SECONDS = 5.0
 """Between a rank's death and ours to act: gloo tells the others at once, torchrun polls ten times a

@@ -34,9 +34,7 @@ class Remedy:
         )
 
 
-def find_remedies(
-    request: Request, profiles: Sequence[Profile], facts_of: FactsOf
-) -> list[Remedy]:
+def find_remedies(request: Request, profiles: Sequence[Profile], facts_of: FactsOf) -> list[Remedy]:
     """Return the first three changes that help, in the order of what they cost the user."""
     found = []
     for change, changed in _changes(request, profiles, facts_of):

@@ -14,14 +14,14 @@ from pathlib import Path
 import click
 
 from launcher.attempt import Attempt
-from launcher.engines import EngineCommand, Launch, make_engine_command, shell_line
+from launcher.engines import EngineCommand, EngineName, Launch, make_engine_command, shell_line
 from launcher.engines.rendezvous import free_local_rendezvous
 from launcher.hardware import detect
 from launcher.planning import PlannedRun
 from launcher.run_directory import CreatedRun
 from launcher.strategy import Zero
 from launcher.supervise import supervise
-from trainer.config import to_json
+from trainer.config import Config, to_json
 from trainer.config_paths import with_absolute_paths
 from trainer.deepspeed_config import (
     completed,
@@ -45,6 +45,16 @@ class Node:
     rendezvous: str | None = None
 
 
+def require_free_directory(config: Config, node_rank: int) -> None:
+    """Refuse an output_dir that holds a run, before any time is spent on planning.
+
+    Raises: ConfigError.
+    """
+    if node_rank == 0:
+        directory = RunDirectory(Path(config.output_dir).absolute())
+        directory.refuse_run(directory.resolved_config)
+
+
 def prepare_command(resolved: Path) -> list[str]:
     """Return the command that prepares the data of a resolved config. PURE."""
     return [sys.executable, "-m", "trainer.prepare", "--config", str(resolved)]
@@ -55,10 +65,15 @@ def show_run(planned: PlannedRun, node: Node) -> str:
 
     Every engine that can carry out this plan is shown, the chosen one first.
     """
-    directory = RunDirectory(Path(planned.config.output_dir).absolute())
-    directory.refuse_run(directory.resolved_config)
-    folder = directory.path / DRY_RUN_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(planned.config.output_dir).absolute() / DRY_RUN_FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"output_dir {folder.parent} cannot be written: {error.strerror}",
+            rule="a dry run leaves the files its commands name in RUN/dry-run",
+            fix="choose another output_dir",
+        ) from None
     resolved = _write_resolved(planned, folder)
     lines = ["# prepare the data", shell_line(EngineCommand(prepare_command(resolved)))]
     chosen = planned.plan.engine
@@ -74,7 +89,7 @@ def show_run(planned: PlannedRun, node: Node) -> str:
     return "\n".join(lines)
 
 
-_ENGINES = ("python", "torchrun", "accelerate", "deepspeed")
+_ENGINES: tuple[EngineName, ...] = ("python", "torchrun", "accelerate", "deepspeed")
 
 
 def start_run(planned: PlannedRun, given: Path, node: Node) -> int:
@@ -85,12 +100,12 @@ def start_run(planned: PlannedRun, given: Path, node: Node) -> int:
     """
     _check_this_machine(planned)
     output = Path(planned.config.output_dir).absolute()
-    with _nvme_folder(planned) as planned:
+    with _nvme_folder(planned) as located:
         # Before anything is written: an engine that cannot start this plan says so now.
-        make_engine_command(planned.plan.engine, _launch(planned, node, output, output))
+        make_engine_command(planned.plan.engine, _launch(located, node, output, output))
         if node.rank:
-            return _train(planned, node, Attempt.create(output, node_rank=node.rank))
-        created = CreatedRun.create(output, given, _resolved(planned))
+            return _train(located, node, Attempt.create(output, node_rank=node.rank))
+        created = CreatedRun.create(output, given, _resolved(located))
         is_prepared = False
         try:
             code = supervise(prepare_command(created.directory.resolved_config))
@@ -102,7 +117,7 @@ def start_run(planned: PlannedRun, given: Path, node: Node) -> int:
             return code
         text = planned.plan.model_dump_json(indent=2) + "\n"
         created.directory.plan.write_text(text, encoding="utf-8")
-        return _train(planned, node, Attempt.create(output))
+        return _train(located, node, Attempt.create(output))
 
 
 def _train(planned: PlannedRun, node: Node, attempt: Attempt) -> int:

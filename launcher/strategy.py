@@ -57,7 +57,7 @@ class Zero:
 
 def _place(section: Mapping[str, Any], name: str) -> Place:
     device = (section.get(name) or {}).get("device", "none")
-    return "device" if device == "none" else device  # type: ignore[no-any-return]
+    return "device" if device == "none" else device
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Strategy:
 
     @property
     def is_offloaded(self) -> bool:
-        return "device" != self.zero.optimizer_on or "device" != self.zero.parameters_on
+        return self.zero.optimizer_on != "device" or self.zero.parameters_on != "device"
 
 
 # Name of a shipped DeepSpeed config -> (what people call it, time of a step relative to DDP).
@@ -119,8 +119,7 @@ def make_strategies(
                     deepspeed_config=config,
                     zero=Zero() if config is None else Zero.read(deepspeed_configs[config]),
                     checkpointing=is_checkpointing,
-                    relative_time=time
-                    * (_CHECKPOINTING_TIME[method] if is_checkpointing else 1.0),
+                    relative_time=time * (_CHECKPOINTING_TIME[method] if is_checkpointing else 1.0),
                 )
             )
     return sorted(strategies, key=lambda strategy: strategy.relative_time)

@@ -25,7 +25,7 @@ from pathlib import Path
 import click
 import psutil
 
-from trainer.errors import Interrupted, RankZeroError, TrainingFailed
+from trainer.errors import Interrupted, RankZeroError
 from trainer.run_directory import write_json
 from trainer.world import World
 
@@ -33,10 +33,6 @@ VARIABLE = "RANKZERO_ATTEMPT"
 INTERRUPTED_BY_KEYBOARD = 130  # 128 + SIGINT, what a shell reports
 LIFELINE_SECONDS = 30.0
 """Time to save once the launcher is dead: what torchrun, too, leaves its workers by default."""
-
-
-class PeerLost(TrainingFailed):
-    """Another rank went away in the middle of a collective: a consequence, never the cause."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from trainer.attempt import PeerLost
-from trainer.errors import EnvironmentProblem, Interrupted, RankZeroError, TrainingFailed
+from trainer.errors import EnvironmentProblem, Interrupted, PeerLost, RankZeroError, TrainingFailed
 from trainer.interruption import is_requested
 
 

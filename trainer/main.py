@@ -121,7 +121,9 @@ class Session:
         """Everything that must exist before the first step; joins the process group."""
         config = self.config
         device_type = choose_device().type
-        engine = deepspeed_arguments(config.training, self.world, device_type)
+        engine = deepspeed_arguments(
+            config.training, self.world, device_type, quantization=config.model.quantization
+        )
         precision = choose_precision(
             config.training.precision, device_type, native_bf16=probe_native_bf16(device_type)
         )

@@ -10,8 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Casting = Literal["autocast", "cast"]
-"""How 16-bit compute comes about: `autocast` around fp32 trainable weights (plain and DDP), or every
-parameter `cast` to 16 bit (DeepSpeed, which keeps fp32 masters apart). The same in fp32."""
+"""How 16-bit compute comes about: `autocast` around fp32 trained weights (plain and DDP), or every
+parameter `cast` to 16 bits (DeepSpeed, which keeps fp32 masters apart). The same in fp32."""
 
 
 class _Facts(BaseModel):

@@ -34,24 +34,31 @@ from trainer.simulated_model import build_simulated, load_architecture, with_lay
 _TOKENS = (1024, 2048, 4096)
 
 
-def measure_facts(config: Config, *, precision: ComputePrecision, device_type: str) -> ModelFacts:
-    """Measure one model as this config trains it, at both castings and kinds of checkpointing.
+def measure_facts(
+    config: Config,
+    *,
+    precision: ComputePrecision,
+    device_type: str,
+    castings: tuple[Casting, ...] = get_args(Casting),
+) -> ModelFacts:
+    """Measure one model as this config trains it, with and without activation checkpointing.
 
     Raises: ConfigError, EnvironmentProblem when config.json cannot be read.
     """
     architecture = load_architecture(config)
     sizes = measure_sizes(config, architecture, precision)
-    castings = get_args(Casting) if precision != "fp32" else ("autocast",)
     activations = {
         activation_key(casting, checkpointing=checkpointing): _measure_activations(
             _Simulated(config, architecture, precision, casting, checkpointing, device_type)
         )
-        for casting, checkpointing in product(castings, (False, True))
+        for casting, checkpointing in product(
+            castings if precision != "fp32" else castings[:1], (False, True)
+        )
     }
-    if precision == "fp32":
-        for checkpointing in (False, True):
-            same = activations[activation_key("autocast", checkpointing=checkpointing)]
-            activations[activation_key("cast", checkpointing=checkpointing)] = same
+    if precision == "fp32":  # nothing is cast
+        for casting, checkpointing in product(castings[1:], (False, True)):
+            same = activations[activation_key(castings[0], checkpointing=checkpointing)]
+            activations[activation_key(casting, checkpointing=checkpointing)] = same
     return ModelFacts(activations=activations, **sizes)
 
 
@@ -156,9 +163,7 @@ def _measure_activations(simulated: _Simulated) -> ActivationFacts:
     few, more = _layers_to_simulate(simulated.architecture)
     low, middle, high = _TOKENS
     full_rows = [(tokens, tokens) for tokens in _TOKENS]
-    *first, half_labels, shorter = simulated.steps(
-        few, [*full_rows, (high, middle), (middle, low)]
-    )
+    *first, half_labels, shorter = simulated.steps(few, [*full_rows, (high, middle), (middle, low)])
     second = simulated.steps(more, full_rows)
     growth = (total - few) / (more - few)
 
@@ -206,11 +211,23 @@ def _layers_to_simulate(architecture: PreTrainedConfig) -> tuple[int, int]:
 @click.option("--config", "path", required=True, type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True)
 @click.option("--precision", required=True, type=click.Choice(get_args(ComputePrecision)))
+@click.option(
+    "--casting",
+    "castings",
+    multiple=True,
+    type=click.Choice(get_args(Casting)),
+    help="Default: all.",
+)
 @click.option("--device", "device_type", required=True, type=click.Choice(["cpu", "cuda", "mps"]))
-def main(path: Path, overrides: tuple[str, ...], precision: Any, device_type: str) -> None:
+def main(
+    path: Path, overrides: tuple[str, ...], precision: Any, device_type: str, castings: Any
+) -> None:
     """Print the facts of the config's model as JSON."""
     facts = measure_facts(
-        load_config(path, overrides), precision=precision, device_type=device_type
+        load_config(path, overrides),
+        precision=precision,
+        device_type=device_type,
+        castings=castings or get_args(Casting),
     )
     click.echo(facts.model_dump_json(indent=2))
 

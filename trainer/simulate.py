@@ -9,29 +9,28 @@ Letters: T tokens of the micro-batch, L labelled positions in it.
 
 from __future__ import annotations
 
-import importlib.util
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 from torch._subclasses import FakeTensorMode
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainer.data.collate import MicroBatch
 from trainer.loss import summed_loss
+from trainer.simulated_kernels import gemm_4bit, kernels_of
 
 
-class MemoryTracker(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all storages made while it is active, and their peak."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.current = 0
         self.peak = 0
         """Since the phase began."""
@@ -45,7 +44,7 @@ class MemoryTracker(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._follow(leaf.untyped_storage())
-        if func is _gemm_4bit():
+        if func is gemm_4bit():
             # Its CUDA kernel for many rows writes the whole matrix out in the compute dtype.
             rows, columns = args[2]
             self.peak = max(self.peak, self.current + rows * columns * args[0].element_size())
@@ -76,43 +75,6 @@ class MemoryTracker(TorchDispatchMode):
         self.current -= self._alive.pop(key)
 
 
-def _gemm_4bit() -> Any:
-    namespace = torch.ops.bitsandbytes
-    return namespace.gemm_4bit.default if hasattr(namespace, "gemm_4bit") else None
-
-
-@contextmanager
-def _cuda_kernels() -> Iterator[None]:
-    with _cuda_dropout():
-        if importlib.util.find_spec("bitsandbytes") is None:
-            yield
-            return
-        from trainer.simulated_quantization import int8_products_of_cuda
-
-        with int8_products_of_cuda():
-            yield
-
-
-@contextmanager
-def _cuda_dropout() -> Iterator[None]:
-    """Dropout as CUDA does it: a mask of one byte, where the CPU keeps one of the input's type.
-
-    By name: a `TorchFunctionMode` is off inside `backward`, where checkpoints are recomputed.
-    """
-
-    def dropout(
-        input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-    ) -> torch.Tensor:
-        return torch.native_dropout(input, p, training)[0]
-
-    original = functional.dropout
-    functional.dropout = dropout
-    try:
-        yield
-    finally:
-        functional.dropout = original
-
-
 @dataclass(frozen=True)
 class StepMemory:
     """Peaks of one micro-batch above what stays (weights, gradients). Unit: bytes."""
@@ -137,9 +99,8 @@ def simulation(device_type: str) -> Iterator[MemoryTracker]:
     """
     tracker = MemoryTracker()
     # The tracker is entered last, and so is the first to be asked.
-    with FakeTensorMode(allow_non_fake_inputs=True), tracker:
-        with _cuda_kernels() if device_type == "cuda" else nullcontext():
-            yield tracker
+    with FakeTensorMode(allow_non_fake_inputs=True), tracker, kernels_of(device_type):
+        yield tracker
 
 
 def materialize(model: torch.nn.Module) -> None:
@@ -194,7 +155,9 @@ def simulate_step(
     head = model.get_output_embeddings()  # type: ignore[operator]
     hook = head.register_forward_pre_hook(phases.enter_head)
     try:
-        loss = summed_loss(_as_accelerate(model, autocast), micro_batch, select_logits=select_logits)
+        loss = summed_loss(
+            _as_accelerate(model, autocast), micro_batch, select_logits=select_logits
+        )
         loss.backward()  # type: ignore[no-untyped-call]
     finally:
         hook.remove()
@@ -243,7 +206,7 @@ class _Phases:
         self.forward = self.tracker.peak - self.base
         self.saved = self.tracker.start_phase() - self.base
         if inputs[0].requires_grad:
-            inputs[0].register_hook(self.leave_head)
+            inputs[0].register_hook(self.leave_head)  # type: ignore[no-untyped-call]
 
     def leave_head(self, _: torch.Tensor) -> None:
         self.head = self.tracker.peak - self.base

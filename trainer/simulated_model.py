@@ -78,9 +78,7 @@ def _quantize(model: PreTrainedModel, config: Config, precision: ComputePrecisio
     quantization, _ = quantization_config(config, precision, torch.device("cpu"))
     if quantization is not None:
         # transformers decides which layers; the weights are made small in the simulation.
-        AutoHfQuantizer.from_config(quantization).preprocess_model(
-            model, device_map={"": "cpu"}
-        )
+        AutoHfQuantizer.from_config(quantization).preprocess_model(model, device_map={"": "cpu"})
 
 
 def _cast(model: torch.nn.Module, dtype: torch.dtype) -> None:

@@ -56,7 +56,8 @@ def _four_bit(meta: Any) -> torch.Tensor:
 
 def _int8(meta: Any) -> torch.Tensor:
     weight = torch.nn.Parameter(torch.empty(meta.shape, dtype=torch.int8), requires_grad=False)
-    weight.CB, weight.SCB = weight.data, torch.empty(meta.shape[0])  # type: ignore[attr-defined]
+    weight.CB = weight.data  # type: ignore[attr-defined]
+    weight.SCB = torch.empty(meta.shape[0])  # type: ignore[attr-defined]
     return weight
 
 
@@ -64,7 +65,7 @@ class _Int8Product(torch.autograd.Function):
     """The storages of `MatMul8bitLt` on CUDA with a frozen weight; the CPU takes another path."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, inputs: torch.Tensor, bias: torch.Tensor | None, state: Any
     ) -> torch.Tensor:
         ctx.kept, ctx.state, ctx.has_bias = inputs, state, bias is not None
@@ -75,7 +76,7 @@ class _Int8Product(torch.autograd.Function):
         return output.reshape(*inputs.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         weight = ctx.state.CB.to(gradient.dtype)
         return gradient.matmul(weight), gradient.sum((0, 1)) if ctx.has_bias else None, None
 
@@ -85,9 +86,13 @@ def int8_products_of_cuda() -> Iterator[None]:
     """Let int8 layers keep what they keep on CUDA, in the active simulation."""
 
     def product(
-        inputs: torch.Tensor, weight: Any, *, bias: torch.Tensor | None = None, state: Any
+        inputs: torch.Tensor,
+        weight: Any,  # noqa: ARG001  (the state has it too)
+        *,
+        bias: torch.Tensor | None = None,
+        state: Any,
     ) -> Any:
-        return _Int8Product.apply(inputs, bias, state)
+        return _Int8Product.apply(inputs, bias, state)  # type: ignore[no-untyped-call]
 
     original = bitsandbytes.matmul
     bitsandbytes.matmul = product

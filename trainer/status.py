@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.attempt import INTERRUPTED_BY_KEYBOARD, PeerLost
-from trainer.errors import Interrupted, RankZeroError
+from trainer.attempt import INTERRUPTED_BY_KEYBOARD
+from trainer.errors import Interrupted, PeerLost, RankZeroError
 from trainer.run_directory import RunDirectory, write_json
 from trainer.world import World
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from launcher.engines.launch import EngineName
 from launcher.plan_table import render_summary
 from launcher.planning import Target, plan_run
-from launcher.run import Node, show_run, start_run
+from launcher.run import Node, require_free_directory, show_run, start_run
+from trainer.config import load_config
 
 
 @click.command()
@@ -57,6 +58,7 @@ def train(
     dry_run: bool,
 ) -> None:
     """Plan, prepare the data and train."""
+    require_free_directory(load_config(config, overrides), node_rank)
     name: EngineName | None = None if engine == "auto" else engine  # type: ignore[assignment]
     planned = plan_run(config, overrides, Target(profile, name, processes, nodes))
     node = Node(node_rank, rendezvous)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from launcher.attempt import Attempt, process_of
-from trainer.attempt import PeerLost, RankRecord, ended_with, read_record, taking_part
-from trainer.errors import ConfigError, EnvironmentProblem, Interrupted, TrainingFailed
+from trainer.attempt import RankRecord, ended_with, read_record, taking_part
+from trainer.errors import ConfigError, EnvironmentProblem, Interrupted, PeerLost, TrainingFailed
 from trainer.failures import explained
 from trainer.run_directory import RunDirectory
 from trainer.status import Ending, write_failed, write_running, write_verdict

@@ -8,19 +8,21 @@ import shlex
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
+from launcher import planning, trainer_module
 from launcher import run as run_module
-from launcher import trainer_module
 from launcher.cli import COMMANDS, rankzero
-from launcher.engines.python import make_commands
 from launcher.supervise import supervise
 from trainer.config import load_config, to_json
+from trainer.config_paths import with_absolute_paths
 from trainer.errors import Interrupted, TrainingFailed
+from trainer.model_facts import ModelFacts
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +30,18 @@ ROOT = Path(__file__).parents[2]
 FROZEN = {
     "init": {"path"},
     "schema": set(),
-    "train": {"config", "--set", "--dry-run"},
+    "plan": {"config", "--profile", "--nodes", "--set", "--json"},
+    "train": {
+        "config",
+        "--profile",
+        "--engine",
+        "--processes",
+        "--nodes",
+        "--node-rank",
+        "--rendezvous",
+        "--set",
+        "--dry-run",
+    },
     "merge": {"target", "--base", "--output", "--trust-remote-code"},
     "generate": {
         "models",
@@ -112,17 +125,44 @@ def test_schema_is_json_on_stdout() -> None:
     assert "training" in json.loads(printed.stdout)["properties"]
 
 
-def test_dry_run_prints_the_commands_and_writes_nothing(tmp_path: Path) -> None:
+@pytest.fixture
+def known_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the model of `_config` be one whose facts are known: nothing is measured."""
+    facts = ModelFacts.model_validate_json(
+        (ROOT / "tests" / "model_facts" / "llama-3.2-1b.lora.json").read_bytes()
+    )
+    monkeypatch.setattr(planning, "find_facts", lambda *_: facts)
+
+
+@pytest.mark.usefixtures("known_model")
+def test_dry_run_prints_the_command_of_each_engine_and_starts_nothing(tmp_path: Path) -> None:
     output = tmp_path / "a run"
     config = _config(tmp_path, output_dir=str(output))
-    before = sorted(tmp_path.rglob("*"))
-    printed = _invoke("train", config, "--dry-run")
-    assert printed.exit_code == 0
-    assert [shlex.split(line) for line in printed.stdout.splitlines()] == [
-        [sys.executable, "-m", "trainer.prepare", "--config", str(output / "resolved.json")],
-        [sys.executable, "-m", "trainer", "--config", str(output / "resolved.json")],
+    printed = _invoke(
+        *("train", config, "--profile", "cpu", "--processes", "2", "--engine", "accelerate"),
+        *("--set", "training.deepspeed_config=zero2", "--set", "data.max_length=512"),
+        "--dry-run",
+    )
+    assert printed.exit_code == 0, printed.output
+    lines = printed.stdout.splitlines()
+    resolved = str(output / "dry-run" / "resolved.json")
+    assert shlex.split(lines[1]) == [
+        *(sys.executable, "-m", "trainer.prepare", "--config", resolved)
     ]
-    assert sorted(tmp_path.rglob("*")) == before
+    commands = {
+        title.split()[1]: shlex.split(command)
+        for title, command in pairwise(lines[2:])
+        if title.startswith("# ") and not command.startswith("# ")
+    }
+    assert list(commands) == ["accelerate", "torchrun", "deepspeed"]
+    assert "# python: not possible here (--engine python with 2 processes)" in lines
+    assert all(command[-1] == resolved for command in commands.values())
+    assert f"--config_file={output / 'dry-run' / 'accelerate.yaml'}" in " ".join(
+        commands["accelerate"]
+    ).replace("--config_file ", "--config_file=")
+    assert load_config(Path(resolved)).training.deepspeed_config is not None
+    # Not a run: the real thing may follow.
+    assert _invoke("train", config, "--profile", "cpu", "--dry-run").exit_code == 0
 
 
 class _Recorded:
@@ -131,12 +171,13 @@ class _Recorded:
     def __init__(self, *codes: int) -> None:
         self.codes, self.commands, self.interactive = list(codes), list[list[str]](), False
 
-    def __call__(self, command: list[str], *, is_interactive: bool = False) -> int:
+    def __call__(self, command: list[str], *, is_interactive: bool = False, **_: object) -> int:
         self.commands.append(command)
         self.interactive = is_interactive
         return self.codes.pop(0)
 
 
+@pytest.mark.usefixtures("known_model")
 def test_train_writes_the_run_directory_then_prepares_and_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +188,10 @@ def test_train_writes_the_run_directory_then_prepares_and_trains(
     run = tmp_path / "runs" / "one"
     assert [command[2] for command in recorded.commands] == ["trainer.prepare", "trainer"]
     assert (run / "given_config.yaml").read_bytes() == config.read_bytes()
-    assert (run / "resolved.json").read_text() == to_json(load_config(config, ["seed=3"]))
+    plan = json.loads((run / "plan.json").read_text())
+    fixed = [f"{name}={json.dumps(value)}" for name, value in plan["overrides"].items()]
+    resolved = with_absolute_paths(load_config(config, ["seed=3", *fixed]))
+    assert (run / "resolved.json").read_text() == to_json(resolved)
 
     again = _invoke("train", config)
     assert again.exit_code == 2
@@ -155,6 +199,7 @@ def test_train_writes_the_run_directory_then_prepares_and_trains(
     assert _invoke("train", config, "--dry-run").exit_code == 2
 
 
+@pytest.mark.usefixtures("known_model")
 def test_a_failed_preparation_gives_the_directory_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +212,7 @@ def test_a_failed_preparation_gives_the_directory_back(
     assert len(recorded.commands) == 3
 
 
+@pytest.mark.usefixtures("known_model")
 def test_what_others_left_survives_a_failed_preparation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +224,7 @@ def test_what_others_left_survives_a_failed_preparation(
     assert [path.name for path in run.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.usefixtures("known_model")
 def test_a_place_that_cannot_be_written_ends_with_3(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     ended = _invoke("train", _config(tmp_path, output_dir=str(tmp_path / "file" / "run")))
@@ -221,12 +268,6 @@ def test_verbs_start_their_module(
     assert _invoke(*arguments).exit_code == 5
     assert recorded.commands == [[sys.executable, "-m", *command]]
     assert recorded.interactive == (arguments == ["generate", "a"])
-
-
-def test_commands_are_lists_and_keep_spaces() -> None:
-    commands = make_commands("/a b/python", Path("runs/x y/resolved.json"))
-    assert commands.prepare[0] == "/a b/python"
-    assert commands.train[-1] == "runs/x y/resolved.json"
 
 
 def _python(code: str) -> list[str]:
@@ -281,25 +322,3 @@ def test_a_child_that_dies_of_the_signal_passed_on_may_be_started_again(tmp_path
         supervise(_python(code))
     assert caught.value.exit_code == 75
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-_AS_INIT = """
-import os, subprocess, sys
-from launcher.supervise import _wait_as_init
-# A grandchild that outlives its parent becomes the responsibility of PID 1, which a
-# subreaper stands in for here.
-import ctypes
-assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0
-code = "import os, sys\\nif os.fork() == 0: os._exit(3)\\nos._exit(9)"
-child = subprocess.Popen([sys.executable, "-c", code])
-print(_wait_as_init(child))
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
-def test_init_returns_the_childs_own_code_among_orphans() -> None:
-    command = [sys.executable, "-c", _AS_INIT]
-    printed = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-    )
-    assert printed.stdout == "9\n"

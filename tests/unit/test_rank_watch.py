@@ -58,6 +58,7 @@ def write(attempt: Attempt, rank: int, created: float, **said: Any) -> None:
         (GONE, {"state": "failed", "error": "PeerLost"}, FAILURE_GRACE_SECONDS),
         (GONE, {"state": "interrupted"}, SAVE_SECONDS),
     ],
+    ids=["died", "failed", "lost its peer", "interrupted"],
 )
 def test_the_others_get_time_to_end_by_themselves(
     created: float, said: dict[str, Any], grace: float, attempt: Attempt, clock: Clock

@@ -18,17 +18,20 @@ ROOT = Path(__file__).parents[2]
 # What the launcher may use of the trainer: modules that load no torch.
 SHARED = {
     "trainer.attempt",
+    "trainer.cache_root",
     "trainer.config",
     "trainer.config_checks",
     "trainer.config_dialects",
     "trainer.config_file",
     "trainer.config_paths",
-    "trainer.deepspeed_config",
     "trainer.config_problems",
     "trainer.config_types",
+    "trainer.deepspeed_config",
     "trainer.errors",
     "trainer.lora_presets",
+    "trainer.model_facts",
     "trainer.run_directory",
+    "trainer.shipped",
     "trainer.status",
 }
 HEAVY = ("torch", "transformers", "datasets", "peft", "deepspeed", "accelerate", "numpy")
