@@ -71,20 +71,29 @@ def _changes(
         )
     if training.optimizer != "adamw_8bit" and not config.lora.enabled:
         yield "training.optimizer: adamw_8bit", _with(request, "training", optimizer="adamw_8bit")
-    if config.lora.enabled and request.basis.quantization != "nf4":
-        changed = _with(request, "model", quantization="nf4")
-        yield "model.quantization: nf4", _measured(changed, facts_of)
-    yield from _shorter(request)
-    if not config.lora.enabled:
-        for quantization in ("none", "nf4"):
-            changed = _with(request, "model", quantization=quantization)
-            changed = _with(changed, "lora", enabled=True)
-            name = "LoRA" if quantization == "none" else "LoRA on 4-bit weights"
-            text = f"lora.enabled: true, model.quantization: {quantization} ({name})"
-            yield text, _measured(changed, facts_of)
-    for profile in profiles:
-        if profile.name != request.profile.name and profile.device == "cuda":
-            yield f"--profile {profile.name}", _on(request, profile, facts_of)
+    with_adapters = list(_with_adapters(request))
+    adapted = [(text, _measured(changed, facts_of)) for text, changed in with_adapters]
+    # 4-bit weights cost a LoRA run less than shorter examples; full fine-tuning given up, more.
+    both = [adapted, list(_shorter(request))]
+    for group in both if config.lora.enabled else reversed(both):
+        yield from group
+    others = [one for one in profiles if one.name != request.profile.name and one.device == "cuda"]
+    for profile in others:
+        yield f"--profile {profile.name}", _on(request, profile, facts_of)
+    for profile in others:
+        for text, changed in with_adapters:
+            yield f"--profile {profile.name}, {text}", _on(changed, profile, facts_of)
+
+
+def _with_adapters(request: Request) -> Iterator[tuple[str, Request]]:
+    """Train less: adapters in place of everything, or on 4-bit weights."""
+    if not request.config.lora.enabled:
+        adapted = _with(request, "lora", enabled=True)
+        text = "lora.enabled: true, model.quantization"
+        yield f"{text}: none", _with(adapted, "model", quantization="none")
+        yield f"{text}: nf4", _with(adapted, "model", quantization="nf4")
+    elif request.basis.quantization != "nf4":
+        yield "model.quantization: nf4", _with(request, "model", quantization="nf4")
 
 
 def _shorter(request: Request) -> Iterator[tuple[str, Request]]:

@@ -84,13 +84,12 @@ class Strategy:
 # Name of a shipped DeepSpeed config -> (what people call it, time of a step relative to DDP).
 # Sources of the times: ZeRO-3 against FSDP/DDP 1.0 to 1.15 over NVLink; parameter offload 2.1 and
 # parameter + optimizer offload 4.8 (DeepSpeed issue 3901, Falcon-7B, 8 x A100); optimizer offload
-# alone a step of 10 s instead of 0.2 s at 72 B (issue 6834), 1.5 where gradients are full-size;
-# NVMe behind that by the ratio of an NVMe disk (6 GB/s) to host memory over PCIe (25 GB/s).
+# alone lies between and is a guess; NVMe behind that by the ratio of a disk (6 GB/s) to host memory
+# over PCIe (25 GB/s). Only the order matters.
 LADDER: dict[str | None, tuple[str, float]] = {
     None: ("DDP", 1.0),
     "zero2": ("ZeRO-2", 1.03),
     "zero3": ("ZeRO-3", 1.15),
-    "zero2_offload": ("ZeRO-2, optimizer in host memory", 1.5),
     "zero3_offload_optimizer": ("ZeRO-3, optimizer in host memory", 1.7),
     "zero3_offload": ("ZeRO-3, parameters and optimizer in host memory", 4.8),
     "zero3_nvme": ("ZeRO-3, parameters and optimizer on NVMe", 15.0),

@@ -41,9 +41,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self._follow(leaf.untyped_storage())
+        self.follow(*(leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)))
         if func is gemm_4bit():
             # Its CUDA kernel for many rows writes the whole matrix out in the compute dtype.
             rows, columns = args[2]
@@ -61,15 +59,18 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = self.current
         return self.current
 
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        key = id(storage)
-        if key in self._alive:
-            return
-        size = storage.nbytes()
-        self._alive[key] = size
-        self.current += size
-        self.peak = max(self.peak, self.current)
-        weakref.finalize(storage, self._forget, key)
+    def follow(self, *tensors: torch.Tensor) -> None:
+        """Count these tensors' storages from now on; results of operations come by themselves."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key = id(storage)
+            if key in self._alive:
+                continue
+            size = storage.nbytes()
+            self._alive[key] = size
+            self.current += size
+            self.peak = max(self.peak, self.current)
+            weakref.finalize(storage, self._forget, key)
 
     def _forget(self, key: int) -> None:
         self.current -= self._alive.pop(key)

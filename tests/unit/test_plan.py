@@ -1,0 +1,326 @@
+"""What the planner decides, on known models and shipped profiles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.memory import GIB, estimate_memory
+from launcher.plan import Outcome, Request, choose_basis, make_plan, to_job, to_machine
+from launcher.profile import Profile
+from launcher.profile_file import load_profile, shipped_profiles
+from launcher.remedies import find_remedies
+from launcher.strategy import LADDER, Strategy, Zero
+from trainer.config import Config, load_config
+from trainer.model_facts import ActivationFacts, ModelFacts, Polynomial
+
+TESTS = Path(__file__).parents[1]
+CONFIGS = {
+    path.stem: json.loads(path.read_text(encoding="utf-8"))
+    for path in (TESTS.parent / "deepspeed_configs").glob("*.json")
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "qlora": {"model": {"quantization": "nf4"}},
+    "lora": {"model": {"quantization": "none"}},
+    "full": {"lora": {"enabled": False}},
+}
+# Published parameter counts, in billions (tests/model_configs/README.md).
+PUBLISHED = {
+    "llama-2-13b": 13.02,
+    "llama-3.1-8b": 8.03,
+    "llama-3.1-70b": 70.55,
+    "llama-3.2-1b": 1.24,
+    "mistral-7b-v0.1": 7.24,
+    "qwen2.5-7b": 7.62,
+    "phi-4-mini": 3.84,
+    "qwen3-30b-a3b": 30.53,
+}
+MACHINES = ("single-24gb", "multi-a100-40gb", "multi-a100-80gb")
+
+Make = Callable[..., Request]
+
+
+def facts_of(model: str, method: str) -> ModelFacts:
+    path = TESTS / "model_facts" / f"{model}.{method}.json"
+    return ModelFacts.model_validate_json(path.read_bytes())
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def make(
+        model: str,
+        profile: str | Profile,
+        method: str,
+        *,
+        processes: int | None = None,
+        **changes: Any,
+    ) -> Request:
+        known = load_profile(profile) if isinstance(profile, str) else profile
+        config = make_config(tmp_path, model, {**METHODS[method], **changes})
+        return Request(
+            config=config,
+            profile=known,
+            facts=facts_of(model, method),
+            basis=choose_basis(config, known),
+            deepspeed_configs=CONFIGS,
+            nodes=known.nodes,
+            processes_per_node=processes or max(1, known.gpus_per_node),
+        )
+
+    return make
+
+
+def make_config(folder: Path, model: str, sections: dict[str, Any]) -> Config:
+    values: dict[str, Any] = {
+        "model": {"name": model},
+        "data": {"train": "rows.jsonl", "max_length": 2048},
+        "output_dir": str(folder / "run"),
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    path = folder / "run.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return load_config(path)
+
+
+def remedies_of(request: Request) -> list[Any]:
+    def known_facts(config: Config, basis: Any, _: Profile) -> ModelFacts:
+        method = "full" if not config.lora.enabled else "lora"
+        return facts_of(config.model.name, "qlora" if basis.quantization == "nf4" else method)
+
+    return find_remedies(request, shipped_profiles(), known_facts)
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_parameters_are_counted_as_their_publisher_does(model: str) -> None:
+    for method in METHODS:
+        billions = facts_of(model, method).total_parameters / 1e9
+        assert billions == pytest.approx(PUBLISHED[model], abs=0.006)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("profile", MACHINES)
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_every_model_gets_a_plan_with_reasons_or_a_way_out(
+    model: str, profile: str, method: str, make: Make
+) -> None:
+    request = make(model, profile, method)
+    outcome = make_plan(request)
+    if outcome.plan is None:
+        assert all(candidate.shortfall for candidate in outcome.candidates)
+        remedies = remedies_of(request)
+        assert remedies
+        assert all(remedy.device_gib <= remedy.available_gib for remedy in remedies)
+        return
+    plan = outcome.plan
+    assert all(decision.reason for decision in plan.decisions)
+    assert all(rejection.reason for rejection in plan.rejected)
+    assert all(usage.gib <= usage.available_gib for usage in plan.usage)
+    assert all(term.source for term in plan.terms)
+    # What is rejected would have been faster.
+    tried = [candidate.strategy.relative_time for candidate in outcome.candidates]
+    assert tried == sorted(tried)
+
+
+def strategy_of(outcome: Outcome) -> str:
+    assert outcome.plan is not None
+    return outcome.plan.strategy
+
+
+def test_a_7b_in_4_bits_fits_24_gb_with_room(make: Make) -> None:
+    on = {"training": {"gradient_checkpointing": True, "max_tokens_per_device": 2048}}
+    plan = make_plan(make("mistral-7b-v0.1", "single-24gb", "qlora", **on)).plan
+    assert plan is not None
+    assert plan.usage[0].gib < 0.6 * plan.usage[0].available_gib
+
+
+def test_an_8b_in_full_does_not_fit_24_gb(make: Make) -> None:
+    request = make("llama-3.1-8b", "single-24gb", "full")
+    assert make_plan(request).plan is None
+    assert any("lora.enabled: true" in remedy.change for remedy in remedies_of(request))
+
+
+def test_a_70b_with_lora_fits_8_x_80_gb_without_offload(make: Make) -> None:
+    outcome = make_plan(make("llama-3.1-70b", "multi-a100-80gb", "lora"))
+    assert outcome.plan is not None
+    assert outcome.plan.deepspeed_config == "zero3"
+
+
+def test_a_13b_in_full_on_4_x_40_gb_needs_offload(make: Make) -> None:
+    outcome = make_plan(make("llama-2-13b", "multi-a100-40gb", "full"))
+    assert outcome.plan is not None
+    assert "offload" in (outcome.plan.deepspeed_config or "")
+    rejected = {rejection.strategy: rejection.reason for rejection in outcome.plan.rejected}
+    assert "needs" in rejected["ZeRO-3, with activation checkpointing"]
+
+
+def test_a_small_model_needs_nothing_special(make: Make) -> None:
+    outcome = make_plan(make("llama-3.2-1b", "multi-a100-80gb", "lora"))
+    assert strategy_of(outcome) == "DDP, without activation checkpointing"
+    assert outcome.plan is not None
+    assert outcome.plan.engine == "torchrun"
+    assert outcome.plan.overrides["training.deepspeed_config"] is None
+
+
+def test_the_global_batch_does_not_depend_on_the_machine(make: Make) -> None:
+    sizes = set()
+    for profile in MACHINES:
+        plan = make_plan(make("llama-3.2-1b", profile, "qlora")).plan
+        assert plan is not None
+        sizes.add(plan.overrides["training.global_batch_size"])
+    assert sizes == {16}
+    pair = {"training": {"batch_size": 2, "gradient_accumulation_steps": 3}}
+    plan = make_plan(make("llama-3.2-1b", "multi-a100-40gb", "lora", **pair)).plan
+    assert plan is not None
+    assert plan.overrides["training.global_batch_size"] == 2 * 3 * 4
+
+
+def test_tokens_are_as_many_as_fit(make: Make) -> None:
+    request = make("mistral-7b-v0.1", "single-24gb", "qlora", data={"max_length": 512})
+    outcome = make_plan(request)
+    assert outcome.plan is not None
+    tokens = outcome.plan.overrides["training.max_tokens_per_device"]
+    assert 512 < tokens < 16 * 512
+    more = {"max_tokens_per_device": tokens + 256, "gradient_checkpointing": False}
+    refused = make(
+        "mistral-7b-v0.1", "single-24gb", "qlora", data={"max_length": 512}, training=more
+    )
+    assert make_plan(refused).plan is None
+
+
+def test_what_the_config_says_is_kept_or_refused(make: Make) -> None:
+    asked = {"training": {"gradient_checkpointing": False, "deepspeed_config": "zero3"}}
+    outcome = make_plan(make("llama-3.1-8b", "multi-a100-80gb", "lora", **asked))
+    assert strategy_of(outcome) == "ZeRO-3, without activation checkpointing"
+    # Without checkpointing even ZeRO-3 cannot hold 80 layers at this length.
+    off = {"training": {"gradient_checkpointing": False}, "data": {"max_length": 8192}}
+    refused = make("llama-3.1-70b", "multi-a100-80gb", "lora", **off)
+    assert make_plan(refused).plan is None
+    assert remedies_of(refused)[0].change == "training.gradient_checkpointing: true"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"allow_offload": False}, "does not allow offloading"),
+        ({}, "names no NVMe disk"),
+    ],
+)
+def test_a_profile_limits_the_ladder(changes: dict[str, Any], reason: str, make: Make) -> None:
+    profile = load_profile("multi-a100-40gb").model_copy(update=changes)
+    outcome = make_plan(make("llama-3.1-70b", profile, "full"))
+    assert outcome.plan is None
+    assert any(reason in candidate.shortfall for candidate in outcome.candidates)
+
+
+def test_one_process_has_nobody_to_share_with(make: Make) -> None:
+    outcome = make_plan(make("llama-3.1-70b", "single-80gb", "lora"))
+    assert outcome.plan is None
+    sharing = [c for c in outcome.candidates if c.strategy.deepspeed_config in ("zero2", "zero3")]
+    assert {candidate.shortfall for candidate in sharing} == {
+        "one process has nobody to share with"
+    }
+
+
+def test_experts_that_stay_in_16_bits_are_said(make: Make) -> None:
+    plan = make_plan(make("qwen3-30b-a3b", "multi-a100-80gb", "qlora")).plan
+    assert plan is not None
+    assert any("stay in 16 bits" in note for note in plan.notes)
+
+
+def test_every_rung_of_the_ladder_is_shipped() -> None:
+    assert {name for name in LADDER if name} <= set(CONFIGS)
+
+
+# -- the memory model, by hand ---------------------------------------------------------------------
+
+FLAT = Polynomial(constant=0, linear=1000, quadratic=0)
+BY_HAND = ModelFacts(
+    architecture="Made up",
+    num_layers=2,
+    hidden_size=8,
+    vocabulary_size=100,
+    max_positions=None,
+    total_parameters=1_000_000,
+    trainable_parameters=1_000_000,
+    frozen_parameters=0,
+    frozen_bytes=0,
+    buffer_bytes=0,
+    largest_matrix_parameters=1000,
+    largest_trained_parameters=1000,
+    embedding_parameters=0,
+    quantized_parameters=0,
+    activations={
+        f"{casting}, without activation checkpointing": ActivationFacts(
+            saved=FLAT, forward=FLAT, backward=FLAT,
+            head_constant=0, head_per_token=0, head_per_label=10,
+        )
+        for casting in ("autocast", "cast")
+    },
+)  # fmt: skip
+
+
+def estimate(zero: Zero, processes: int, tokens: int = 100) -> dict[str, float]:
+    """Bytes by term on the device, for full fine-tuning with AdamW in bf16."""
+    profile = load_profile("multi-a100-80gb")
+    config = Config.model_validate(
+        {
+            "model": {"name": "m"},
+            "data": {"train": "x"},
+            "lora": {"enabled": False},
+            "output_dir": "x",
+        }
+    )
+    job = to_job(config, BY_HAND, "bf16", tokens)
+    strategy = Strategy("", None if zero.stage == 0 else "x", zero, False, 1.0)
+    terms = estimate_memory(job, strategy, to_machine(profile, 1, processes)).terms
+    return {term.name: term.bytes for term in terms if term.place == "device"}
+
+
+def test_plain_training_holds_16_bytes_a_parameter() -> None:
+    terms = estimate(Zero(), 1)
+    state = ("trained weights", "gradients", "optimizer state")
+    assert sum(terms[name] for name in state) == 16 * 1_000_000
+    assert terms["update temporaries"] == 4 * 1_000_000
+    assert terms["activations and logits"] == 1000 * 100 + 10 * 100
+    assert "communication" not in terms
+    assert estimate(Zero(), 2)["DDP buckets"] == 4 * 1_000_000
+
+
+def test_zero_shares_what_it_says() -> None:
+    two = estimate(Zero(stage=2, reduce_bucket=1000), 4)
+    assert two["trained weights"] == 2 * 1_000_000
+    assert two["gradients"] == two["gradients, flat"] == 4 * 1_000_000 / 4
+    assert two["optimizer state"] == 12 * 1_000_000 / 4
+    assert two["reduce buckets"] == 2 * 2 * 1000
+    three = estimate(Zero(stage=3, reduce_bucket=1000, sub_group=10**9), 4)
+    assert three["trained weights"] == 2 * 1_000_000 / 4
+    assert three["reduce buckets"] == 2 * 1000
+
+
+def test_offloading_moves_state_to_the_host_and_keeps_its_size() -> None:
+    zero = Zero(stage=3, optimizer_on="cpu", parameters_on="cpu", sub_group=10**9)
+    terms = estimate(zero, 4)
+    assert "optimizer state" not in terms
+    assert "trained weights" not in terms
+    assert "gradients" not in terms
+
+
+def test_two_nodes_halve_what_a_node_holds(make: Make) -> None:
+    request = make("llama-2-13b", "multi-a100-80gb", "full", processes=8)
+    zero = replace(Zero.read(CONFIGS["zero3_offload"]))
+    strategy = Strategy("", "zero3_offload", zero, True, 1.0)
+    job = to_job(request.config, request.facts, "bf16", 2048)
+    one, two = (
+        estimate_memory(job, strategy, to_machine(request.profile, nodes, 8)) for nodes in (1, 2)
+    )
+
+    def host_state(found: Any) -> float:
+        return sum(t.bytes for t in found.terms if t.name == "optimizer state") / GIB
+
+    assert host_state(two) == pytest.approx(host_state(one) / 2)
