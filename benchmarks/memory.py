@@ -22,9 +22,11 @@ from trainer.entry import quiet_libraries
 
 quiet_libraries()
 
-from launcher.hardware import detect  # noqa: E402  (after the libraries are quiet)
+from launcher.engines import CPU_ENVIRONMENT  # noqa: E402  (after the libraries are quiet)
+from launcher.fit import to_job, to_machine  # noqa: E402
+from launcher.hardware import detect  # noqa: E402
 from launcher.memory import GIB, Machine, MemoryEstimate, estimate_memory  # noqa: E402
-from launcher.plan import choose_basis, to_job, to_machine  # noqa: E402
+from launcher.plan_request import choose_basis  # noqa: E402
 from launcher.strategy import Strategy, Zero  # noqa: E402
 from trainer.config import Config, load_config, to_json  # noqa: E402
 from trainer.loss import can_select_logits  # noqa: E402
@@ -66,7 +68,7 @@ MEASURED: list[tuple[str, tuple[str, ...], int]] = [
     ("LoRA", LORA, 1024),
     ("LoRA", (*LORA, *CHECKPOINTED), 2048),
     ("QLoRA nf4", QLORA, 512),
-    ("full", FULL, 512),
+    ("full", FULL, 1024),
     ("full", (*FULL, *CHECKPOINTED), 1024),
 ]
 
@@ -170,7 +172,9 @@ def _estimate_here(config: Config, tokens: int) -> MemoryEstimate:
 
 def _peak_of(command: list[str]) -> int:
     """Run to the end and return the peak of resident memory. Unit: bytes."""
-    pid = os.posix_spawn(command[0], command, {**os.environ, "PYTHONPATH": str(ROOT)})
+    pid = os.posix_spawn(
+        command[0], command, {**os.environ, **CPU_ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    )
     _, status, usage = os.wait4(pid, 0)
     if status:
         sys.exit(f"{' '.join(command)} failed")
@@ -193,7 +197,7 @@ def _config(
         "data": {"train": str(rows), "max_length": tokens},
         "training": {
             "global_batch_size": 2,
-            "max_steps": 3,
+            "max_steps": 2,
             "max_tokens_per_device": tokens,
             "logging_steps": 1,
         },

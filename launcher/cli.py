@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from launcher import __version__
-from trainer.errors import RankZeroError
+from trainer.errors import Interrupted, RankZeroError
 
 # Verb -> its line in the help. The module of the same name is imported when the verb is used.
 COMMANDS = {
@@ -46,6 +47,11 @@ class _LazyGroup(click.Group):
         except RankZeroError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:  # click's own answer is the code of a bug
+            from trainer.attempt import INTERRUPTED_BY_KEYBOARD
+
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED_BY_KEYBOARD)
 
 
 @click.group(cls=_LazyGroup)
@@ -56,4 +62,13 @@ def rankzero() -> None:
 
 def main() -> None:
     """Run the command, as the installed script does."""
+    # Without a handler the kernel keeps SIGTERM from PID 1. While a child runs, `supervise` has
+    # handlers of its own.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, _stop)
     rankzero(prog_name="rankzero")
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    raise Interrupted(f"stopped by {signal.Signals(number).name}")

@@ -72,7 +72,8 @@ def read_run(path: Path) -> RunRecord:
 
 def _is_gone(status: Json) -> bool:
     is_here = status.get("state") == "running" and status.get("host") == socket.gethostname()
-    return is_here and not psutil.pid_exists(int(status.get("pid", -1)))
+    pid = status.get("pid")
+    return is_here and isinstance(pid, int) and not psutil.pid_exists(pid)
 
 
 def compare(records: Sequence[RunRecord]) -> Comparison:
@@ -118,14 +119,14 @@ def to_results(record: RunRecord) -> dict[str, Value]:
     results: dict[str, Value] = {"state": "ended without a word" if record.is_gone else state}
     if record.status.get("message"):
         results["error"] = f"{record.status.get('error', '')}: {record.status['message']}"
+    before, after = (_section(summary, name) for name in ("before", "after"))
     results["steps"] = summary.get("steps", max(_numbers(metrics, "step"), default=None))
     results["training loss (last)"] = _last(metrics, "loss")
     results["training loss (mean)"] = summary.get("train_loss", _last(metrics, "train_loss"))
     for split, logged in (("validation", "eval_loss"), ("test", "test_loss")):
         losses = _numbers(metrics, logged)
-        before = summary.get("before", {}).get(split, _at_start(metrics, logged))
-        results[f"{split} loss before"] = before
-        results[f"{split} loss after"] = summary.get("after", {}).get(split)
+        results[f"{split} loss before"] = before.get(split, _at_start(metrics, logged))
+        results[f"{split} loss after"] = after.get(split)
         if split == "validation":  # what training chooses by
             results["validation loss best"] = min(losses, default=None)
     results["best step"] = summary.get("best_step", _best_step(metrics))
@@ -141,6 +142,11 @@ def to_results(record: RunRecord) -> dict[str, Value]:
     results["time since first log (s)"] = max(times) - min(times) if times else None
     results |= {f"plan: {key}": value for key, value in _plan_facts(record.plan).items()}
     return {name: value for name, value in results.items() if value is not None}
+
+
+def _section(values: Json, name: str) -> Json:
+    section = values.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _plan_facts(plan: Json) -> dict[str, Value]:

@@ -154,18 +154,22 @@ _SEE_LOG = "see the last lines of its log for what it was doing"
 def _interrupted(interrupted: Sequence[RankEnd], evidence: Evidence) -> Verdict:
     first = min(interrupted, key=lambda end: end.time, default=None)
     if evidence.requests:
-        what = f"stopped by {evidence.requests[0].name}"
+        error = interrupted_by(evidence.requests[0])
     else:
         assert first is not None
-        what = first.record.message
-    error = Interrupted(what)
-    is_keyboard = evidence.requests[:1] == (signal.SIGINT,) or (
-        first is not None and first.record.exit_code == INTERRUPTED_BY_KEYBOARD
-    )
-    if is_keyboard:
+        error = Interrupted(first.record.message)
+    if first is not None and first.record.exit_code == INTERRUPTED_BY_KEYBOARD:
         error.exit_code = INTERRUPTED_BY_KEYBOARD
     rank = first.record.rank if first is not None else None
     return Verdict("interrupted", error, Interrupted.__name__, rank)
+
+
+def interrupted_by(request: signal.Signals) -> Interrupted:
+    """Return the error of a command that a signal stopped; Ctrl-C has an exit code of its own."""
+    error = Interrupted(f"stopped by {request.name}")
+    if request == signal.SIGINT:
+        error.exit_code = INTERRUPTED_BY_KEYBOARD
+    return error
 
 
 def _engine_failed(evidence: Evidence) -> Verdict:

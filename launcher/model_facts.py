@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -17,6 +18,7 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
+from launcher.process_tree import ends_with_this_process
 from trainer.cache_root import cache_root
 from trainer.config import Config, to_json
 from trainer.config_paths import with_absolute_paths
@@ -24,7 +26,7 @@ from trainer.errors import EnvironmentProblem, RankZeroError
 from trainer.model_facts import Casting, ModelFacts
 
 # Raise when the same model would give other facts than before.
-_FACTS_VERSION = 1
+_FACTS_VERSION = 2
 _DECIDING_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
@@ -91,7 +93,12 @@ def _measure(config: Config, training: Training) -> ModelFacts:
         # The model has no weights: threads would only get in the way of a training run beside it.
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         ended = subprocess.run(
-            command, check=False, capture_output=True, text=True, env=environment
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            env=environment,
+            preexec_fn=ends_with_this_process(),
         )
     if ended.returncode:
         raise _failure(ended)
@@ -121,4 +128,5 @@ def _keep(path: Path, facts: ModelFacts) -> None:
         temporary.write_text(facts.model_dump_json(), encoding="utf-8")
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # as where the cache is no folder
+            temporary.unlink()

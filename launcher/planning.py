@@ -6,18 +6,25 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from launcher.engines.launch import EngineName
 from launcher.hardware import resolve_profile
 from launcher.model_facts import Training, find_facts
-from launcher.plan import Basis, Outcome, Request, choose_basis, make_plan
+from launcher.plan import Outcome, make_plan
+from launcher.plan_request import Basis, Request, choose_basis
 from launcher.profile import Profile
 from launcher.profile_file import shipped_profiles
 from launcher.remedies import find_remedies, refusal
 from launcher.run_plan import RunPlan
-from trainer.config import Config, load_config
-from trainer.deepspeed_config import find_deepspeed_config, load_deepspeed_config
+from trainer.config import Config, Quantization, load_config
+from trainer.deepspeed_config import (
+    check_deepspeed_config,
+    completed,
+    find_deepspeed_config,
+    load_deepspeed_config,
+    with_nvme,
+)
 from trainer.errors import ConfigError, EnvironmentProblem
 from trainer.model_facts import Casting, ModelFacts
 from trainer.shipped import shipped_folder
@@ -73,6 +80,7 @@ def _request(config: Config, profile: Profile, target: Target) -> Request:
             rule="every process has a GPU of its own",
             fix=f"use --processes {profile.gpus_per_node} or fewer, or another profile",
         )
+    deepspeed_configs = _deepspeed_configs(config, basis)
     # Only DeepSpeed casts, and only where there is something to share or to offload.
     may_cast = nodes * processes > 1 or profile.allow_offload or config.training.deepspeed_config
     castings: tuple[Casting, ...] = ("autocast", "cast") if may_cast else ("autocast",)
@@ -81,7 +89,7 @@ def _request(config: Config, profile: Profile, target: Target) -> Request:
         profile=profile,
         facts=_facts(config, basis, profile, castings),
         basis=basis,
-        deepspeed_configs=_deepspeed_configs(config),
+        deepspeed_configs=deepspeed_configs,
         nodes=nodes,
         processes_per_node=processes,
         engine=target.engine,
@@ -98,22 +106,32 @@ def _facts(
     return find_facts(config, training)
 
 
-def _deepspeed_configs(config: Config) -> dict[str, dict[str, Any]]:
-    """Read the shipped configs, and the one the run config names."""
+def _deepspeed_configs(config: Config, basis: Basis) -> dict[str, dict[str, Any]]:
+    """Read the shipped configs, and the one the run config names.
+
+    Raises: ConfigError when that one contradicts the run config.
+    """
     found = {
         path.stem: load_deepspeed_config(path)
         for path in sorted(shipped_folder("deepspeed_configs").glob("*.json"))
     }
     own = config.training.deepspeed_config
-    if own is not None and own not in found:
-        found[own] = load_deepspeed_config(find_deepspeed_config(own))
+    if own is not None:
+        path = find_deepspeed_config(own)
+        found[own] = load_deepspeed_config(path)
+        filled = completed(found[own])
+        if isinstance(filled.get("zero_optimization"), dict):
+            # The folder on NVMe and its buffers are the profile's, filled in when the run starts.
+            filled = with_nvme(filled, Path("/nvme"), largest_parameter=1, world_size=1)
+        quantization = cast(Quantization, basis.quantization)
+        check_deepspeed_config(path, filled, config.training, quantization=quantization)
     return found
 
 
 def _does_not_fit(request: Request, outcome: Outcome) -> EnvironmentProblem:
     remedies = find_remedies(request, shipped_profiles(), _facts)
     return EnvironmentProblem(
-        refusal(request, outcome.smallest, remedies),
+        refusal(request, outcome, remedies),
         rule="a run starts only when everything it needs is there",
-        fix=f"set {remedies[0].change}" if remedies else "use a smaller model",
+        fix=f"the first of these: {remedies[0].change}" if remedies else "use a smaller model",
     )

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from launcher.memory import GIB
-from launcher.plan import Basis, Candidate, Request, choose_basis, make_plan
+from launcher.plan import Outcome, make_plan
+from launcher.plan_request import Basis, Request, choose_basis
 from launcher.profile import Profile
 from trainer.config import Config
 from trainer.model_facts import ModelFacts
@@ -136,15 +136,15 @@ def _on(request: Request, profile: Profile, facts_of: FactsOf) -> Request:
     return _measured(moved, facts_of)
 
 
-def refusal(request: Request, nearest: Candidate, remedies: Sequence[Remedy]) -> str:
-    """Say in one paragraph why nothing fits."""
-    device = nearest.estimate.device / GIB
-    lines = [
-        f"this run does not fit profile {request.profile.name}: the smallest strategy "
-        f"({nearest.strategy.label}, {nearest.num_tokens} tokens) takes {device:.1f} GiB of a "
-        f"process's device memory",
-        f"  {nearest.shortfall}",
-    ]
+def refusal(request: Request, outcome: Outcome, remedies: Sequence[Remedy]) -> str:
+    """Say why nothing fits, and what would."""
+    lines = [f"this run does not fit profile {request.profile.name}"]
+    nearest = outcome.smallest
+    if nearest is None:
+        lines += [f"  {rejection.strategy}: {rejection.reason}" for rejection in outcome.rejected]
+    else:
+        lines[0] += f", not even by {nearest.strategy.label}, {nearest.num_tokens} tokens at a time"
+        lines.append(f"  it {nearest.shortfall}")
     if remedies:
         lines.append("  what would make it fit, the cheapest change first:")
         lines += [f"    {number}. {remedy}" for number, remedy in enumerate(remedies, 1)]

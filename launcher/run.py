@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,7 +77,7 @@ def show_run(planned: PlannedRun, node: Node) -> str:
             fix="choose another output_dir",
         ) from None
     resolved = _write_resolved(planned, folder)
-    lines = ["# prepare the data", shell_line(EngineCommand(prepare_command(resolved)))]
+    lines = ["# first: prepare the data", shell_line(EngineCommand(prepare_command(resolved)))]
     chosen = planned.plan.engine
     for engine in (chosen, *(name for name in _ENGINES if name != chosen)):
         launch = _launch(planned, node, resolved, folder)
@@ -85,7 +87,7 @@ def show_run(planned: PlannedRun, node: Node) -> str:
             lines.append(f"# {engine}: not possible here ({error.what})")
             continue
         _write_files(command)
-        lines += [f"# {engine}{' (chosen)' if engine == chosen else ''}", shell_line(command)]
+        lines += [f"# {engine}: {'chosen' if engine == chosen else 'or'}", shell_line(command)]
     return "\n".join(lines)
 
 
@@ -130,10 +132,7 @@ def _train(planned: PlannedRun, node: Node, attempt: Attempt) -> int:
     launch = _launch(planned, node, resolved, attempt.folder)
     command = make_engine_command(planned.plan.engine, launch)
     _write_files(command)
-    environment = dict(command.environment)
-    if planned.plan.device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""  # the plan is for the CPU, whatever is here
-    return supervise(command.argv, environment=environment, attempt=attempt)
+    return supervise(command.argv, environment=command.environment, attempt=attempt)
 
 
 def _launch(planned: PlannedRun, node: Node, resolved: Path, folder: Path) -> Launch:
@@ -150,8 +149,18 @@ def _launch(planned: PlannedRun, node: Node, resolved: Path, folder: Path) -> La
         node_rank=node.rank,
         rendezvous=node.rendezvous or (free_local_rendezvous() if plan.nodes == 1 else None),
         device=plan.device,
+        devices=visible_devices(os.environ) if plan.device == "cuda" else (),
         deepspeed_config=None if own is None else find_deepspeed_config(own),
     )
+
+
+def visible_devices(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the GPUs this process was given; none named: all of them. PURE.
+
+    DeepSpeed's launcher sets CUDA_VISIBLE_DEVICES anew, so it must be told.
+    """
+    words = (word.strip() for word in environment.get("CUDA_VISIBLE_DEVICES", "").split(","))
+    return tuple(itertools.takewhile(lambda word: word not in ("", "-1"), words))
 
 
 def _resolved(planned: PlannedRun) -> str:

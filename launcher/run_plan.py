@@ -26,7 +26,8 @@ class Rejection(_Part):
 
     strategy: str
     reason: str
-    device_gib: float
+    device_gib: float | None = None
+    """What it needs of one process's device memory; None: it was out of question."""
 
 
 class TermLine(_Part):

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import psutil
 
 from launcher.attempt import Attempt
-from launcher.diagnosis import REMEDIES, Evidence, exit_codes_in, signal_name
+from launcher.diagnosis import REMEDIES, Evidence, exit_codes_in, interrupted_by, signal_name
 from launcher.process_tree import (
     adopt_orphans,
     below,
@@ -28,7 +28,7 @@ from launcher.streams import Streams
 from launcher.terminal_log import terminal_environment
 from launcher.verdict import conclude
 from trainer.attempt import VARIABLE
-from trainer.errors import EnvironmentProblem, Interrupted, TrainingFailed
+from trainer.errors import EnvironmentProblem, TrainingFailed
 
 POLL_SECONDS = 0.2
 KILL_GRACE_SECONDS = 5.0
@@ -84,7 +84,7 @@ def supervise(
         return code
     name = signal_name(-code)
     if -code in supervisor.sent:
-        raise Interrupted(f"stopped by {name}")
+        raise interrupted_by(signal.Signals(-code))
     raise TrainingFailed(
         f"`{' '.join(command[1:3])}` was killed by {name}",
         rule="a process ends by itself",
@@ -246,9 +246,10 @@ def _receiving_signals() -> Iterator[int]:
     os.set_blocking(read, False)
     os.set_blocking(write, False)
     # The interpreter writes the number; a handler must exist, and has nothing to do.
-    before = {
-        number: signal.signal(number, lambda *_: None) for number in (*_PASSED_ON, signal.SIGCHLD)
-    }
+    wanted = [*_PASSED_ON, signal.SIGCHLD]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: a closed terminal is no request
+        wanted.remove(signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: None) for number in wanted}
     previous = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     try:
         yield read

@@ -25,6 +25,15 @@ _OWNED = {
     "elasticity": "training.global_batch_size",
 }
 _DEVICES = ("none", "cpu", "nvme")
+# Numbers of elements that decide memory; the planner reads them too.
+_SIZES = (
+    "reduce_bucket_size",
+    "sub_group_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_max_reuse_distance",
+    "stage3_max_live_parameters",
+    "stage3_param_persistence_threshold",
+)
 
 
 def find_deepspeed_config(name: str) -> Path:
@@ -198,6 +207,14 @@ def _zero(settings: Mapping[str, Any]) -> Iterator[str]:
     stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         yield f"`zero_optimization.stage` is {json.dumps(stage)}; it must be 0, 1, 2 or 3"
+    for name in _SIZES:
+        size = zero.get(name, AUTO)
+        is_number = isinstance(size, (int, float)) and not isinstance(size, bool) and size >= 0
+        if size != AUTO and not is_number:
+            yield (
+                f"`zero_optimization.{name}` is {json.dumps(size)}; "
+                'it must be a number of elements, or "auto"'
+            )
     if _device(settings, "offload_optimizer") != "none" and settings.get(
         "zero_force_ds_cpu_optimizer"
     ):
@@ -211,6 +228,10 @@ def _offload(settings: Mapping[str, Any]) -> Iterator[str]:
     stage = _zero_section(settings).get("stage", 0)
     for name, lowest in (("offload_param", 3), ("offload_optimizer", 1)):
         key, device = f"zero_optimization.{name}", _device(settings, name)
+        given = _zero_section(settings).get(name)
+        if given is not None and not isinstance(given, dict):
+            yield f'`{key}` is {json.dumps(given)}; write {{ "device": "cpu" }}'
+            continue
         if device not in _DEVICES:
             yield f"`{key}.device` is {json.dumps(device)}; it must be none, cpu or nvme"
             continue

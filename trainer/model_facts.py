@@ -38,6 +38,8 @@ class ActivationFacts(_Facts):
     """Peak while the layers run forward."""
     backward: Polynomial
     """Peak while the layers run backward."""
+    embedding: Polynomial = Polynomial(constant=0, linear=0, quadratic=0)
+    """Peak of what follows: the embeddings' gradient, where they train."""
     head_constant: float
     head_per_token: float
     head_per_label: float
@@ -46,9 +48,8 @@ class ActivationFacts(_Facts):
     def peak(self, tokens: int, labels: int) -> float:
         """Largest of the three phases."""
         head = self.head_constant + self.head_per_token * tokens + self.head_per_label * labels
-        return max(
-            self.forward.at(tokens), self.saved.at(tokens) + head, self.backward.at(tokens), 0.0
-        )
+        layers = (self.forward, self.backward, self.embedding)
+        return max(self.saved.at(tokens) + head, *(phase.at(tokens) for phase in layers), 0.0)
 
 
 class ModelFacts(_Facts):

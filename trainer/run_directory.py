@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import socket
 import uuid
 from dataclasses import dataclass
@@ -94,10 +95,11 @@ class RunDirectory:
         found = next((path for path in results if path.exists()), None)
         if found is not None or (marker.exists() and not self.has_ended_before_training()):
             what = f" ({found.name} is there)" if found is not None else ""
+            other = shlex.quote(f"output_dir={self.path}-2")
             raise ConfigError(
                 f"output_dir {self.path} already holds a run{what}",
                 rule="a run, or a folder it would write, is never overwritten",
-                fix=f"choose another one (--set output_dir={self.path}-2), or move this one away",
+                fix=f"choose another one (--set {other}), or move this one away",
             )
 
     def claim(self) -> None:

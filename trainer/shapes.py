@@ -186,6 +186,7 @@ def _measure_activations(simulated: _Simulated) -> ActivationFacts:
         saved=polynomial("saved"),
         forward=polynomial("forward"),
         backward=polynomial("backward"),
+        embedding=polynomial("embedding"),
         head_constant=above[middle] - per_token * middle,
         head_per_token=per_token,
         head_per_label=per_label,

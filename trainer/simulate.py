@@ -86,10 +86,13 @@ class StepMemory:
     head: int
     """From the head's input to that input's gradient: projection and loss, both ways."""
     backward: int
+    """Of the layers."""
+    embedding: int
+    """From the gradient of the first layer's input on: the embeddings' own, where they train."""
 
     @property
     def peak(self) -> int:
-        return max(self.forward, self.head, self.backward)
+        return max(self.forward, self.head, self.backward, self.embedding)
 
 
 @contextmanager
@@ -154,14 +157,19 @@ def simulate_step(
     base = tracker.start_phase()
     phases = _Phases(tracker, base)
     head = model.get_output_embeddings()  # type: ignore[operator]
-    hook = head.register_forward_pre_hook(phases.enter_head)
+    embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    hooks = [
+        head.register_forward_pre_hook(phases.enter_head),
+        embeddings.register_forward_hook(phases.leave_embeddings),
+    ]
     try:
         loss = summed_loss(
             _as_accelerate(model, autocast), micro_batch, select_logits=select_logits
         )
         loss.backward()  # type: ignore[no-untyped-call]
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     return phases.end()
 
 
@@ -201,7 +209,11 @@ class _Phases:
 
     def __init__(self, tracker: MemoryTracker, base: int) -> None:
         self.tracker, self.base = tracker, base
-        self.saved = self.forward = self.head = 0
+        self.saved = self.forward = self.head = self.backward = 0
+
+    def leave_embeddings(self, module: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(self.return_to_embeddings)  # type: ignore[no-untyped-call]
 
     def enter_head(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self.forward = self.tracker.peak - self.base
@@ -213,10 +225,18 @@ class _Phases:
         self.head = self.tracker.peak - self.base
         self.tracker.start_phase()
 
+    def return_to_embeddings(self, _: torch.Tensor) -> None:
+        self.backward = self.tracker.peak - self.base
+        self.tracker.start_phase()
+
     def end(self) -> StepMemory:
         last = self.tracker.peak - self.base
         return StepMemory(
-            saved=self.saved, forward=self.forward, head=self.head or last, backward=last
+            saved=self.saved,
+            forward=self.forward,
+            head=self.head or last,
+            backward=self.backward or last,
+            embedding=last if self.backward else 0,
         )
 
 

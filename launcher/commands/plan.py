@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -9,6 +10,8 @@ from rich.console import Console
 
 from launcher.plan_table import print_plan
 from launcher.planning import Target, plan_run
+
+_PIPE_WIDTH = 160
 
 
 @click.command()
@@ -33,4 +36,7 @@ def plan(
     if as_json:
         click.echo(planned.plan.model_dump_json(indent=2))
     else:
-        print_plan(Console(highlight=False), planned.plan, planned.reasons)
+        # A file or a pipe has no width: nothing is folded there.
+        width = None if sys.stdout.isatty() else _PIPE_WIDTH
+        console = Console(highlight=False, width=width)
+        print_plan(console, planned.plan, planned.reasons)

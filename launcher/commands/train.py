@@ -62,7 +62,8 @@ def train(
     name: EngineName | None = None if engine == "auto" else engine  # type: ignore[assignment]
     planned = plan_run(config, overrides, Target(profile, name, processes, nodes))
     node = Node(node_rank, rendezvous)
-    Console(stderr=True, highlight=False).print(render_summary(planned.plan, planned.reasons))
+    summary = render_summary(planned.plan, planned.reasons)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(summary)
     if dry_run:
         click.echo(show_run(planned, node))
     else:

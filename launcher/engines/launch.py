@@ -47,8 +47,9 @@ class Launch:
         """
         host, _, port = (self.rendezvous or "").rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            given = f"{self.rendezvous!r} is no host:port" if self.rendezvous else "not given"
             raise ConfigError(
-                f"--rendezvous: {self.rendezvous!r} is no host:port",
+                f"--rendezvous: {given}",
                 rule="the ranks meet at an address of node 0 that every node can reach",
                 fix="give --rendezvous HOST:PORT, the same on every node",
             )
@@ -75,11 +76,17 @@ def check_launch(engine: EngineName, launch: Launch) -> None:
 
     Raises: ConfigError.
     """
-    if launch.processes < 1 or launch.nodes < 1 or not 0 <= launch.node_rank < launch.nodes:
+    if launch.processes < 1 or launch.nodes < 1:
         raise ConfigError(
-            f"{launch.processes} processes on node {launch.node_rank} of {launch.nodes}",
-            rule="at least one process and one node; nodes count from 0",
-            fix="set --processes, --nodes and --node-rank to match",
+            f"{launch.processes} processes on each of {launch.nodes} nodes",
+            rule="at least one process and one node",
+            fix="set --processes and --nodes to match",
+        )
+    if not 0 <= launch.node_rank < launch.nodes:
+        raise ConfigError(
+            f"--node-rank {launch.node_rank} with {launch.nodes} node(s)",
+            rule="nodes count from 0 to --nodes - 1",
+            fix="set --nodes and --node-rank to match",
         )
     if engine == "python" and launch.world_size > 1:
         raise ConfigError(

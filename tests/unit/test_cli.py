@@ -150,7 +150,7 @@ def test_dry_run_prints_the_command_of_each_engine_and_starts_nothing(tmp_path: 
         *(sys.executable, "-m", "trainer.prepare", "--config", resolved)
     ]
     commands = {
-        title.split()[1]: shlex.split(command)
+        title.split()[1].rstrip(":"): shlex.split(command)
         for title, command in pairwise(lines[2:])
         if title.startswith("# ") and not command.startswith("# ")
     }
@@ -163,6 +163,28 @@ def test_dry_run_prints_the_command_of_each_engine_and_starts_nothing(tmp_path: 
     assert load_config(Path(resolved)).training.deepspeed_config is not None
     # Not a run: the real thing may follow.
     assert _invoke("train", config, "--profile", "cpu", "--dry-run").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"zero_optimization": {"stage": 7}}, "it must be 0, 1, 2 or 3"),
+        ({"zero_optimization": 3}, "`zero_optimization` is 3"),
+        ({"train_batch_size": 64}, "`train_batch_size` is 64"),
+        ({"optimizer": {"type": "Adam"}}, "`optimizer` would overrule training.optimizer"),
+    ],
+)
+def test_a_deepspeed_config_that_contradicts_ends_with_2_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: object, problem: str
+) -> None:
+    monkeypatch.setattr(planning, "find_facts", lambda *_: pytest.fail("measured"))
+    (tmp_path / "ds.json").write_text(json.dumps(settings), encoding="utf-8")
+    config = _config(tmp_path, training={"deepspeed_config": str(tmp_path / "ds.json")})
+    printed = _invoke("plan", config, "--profile", "multi-a100-40gb")
+    assert printed.exit_code == 2, printed.output
+    assert problem in printed.stderr
+    named = _invoke("plan", config, "--set", "training.deepspeed_config=nothing")
+    assert named.exit_code == 2
 
 
 class _Recorded:
@@ -312,6 +334,43 @@ def test_a_signal_reaches_the_child_and_its_answer_comes_back(number: signal.Sig
         process.send_signal(number)
         assert process.stdout.read() == "saved\n"
     assert process.returncode == 75
+
+
+# The command itself, whose planning waits for a signal.
+_PLANNING = """
+import signal
+from launcher import cli
+from launcher.commands import plan
+def wait(*_):
+    print("ready", flush=True)
+    signal.pause()
+plan.plan_run = wait
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)]
+)
+def test_a_signal_while_planning_is_an_interruption(number: signal.Signals, code: int) -> None:
+    command = [sys.executable, "-c", _PLANNING, "plan", "run.yaml"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        said = process.stderr.read()
+    assert process.returncode == code
+    assert "Traceback" not in said
+
+
+def test_a_child_that_ctrl_c_ends_gives_the_code_of_ctrl_c() -> None:
+    code = f"import os, signal; os.kill({os.getpid()}, signal.SIGINT); signal.pause()"
+    with pytest.raises(Interrupted) as caught:
+        supervise(_python(f"import signal; signal.signal(2, signal.SIG_DFL); {code}"))
+    assert caught.value.exit_code == 130
 
 
 def test_a_child_that_dies_of_the_signal_passed_on_may_be_started_again(tmp_path: Path) -> None:

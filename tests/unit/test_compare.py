@@ -165,3 +165,12 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     refused = _invoke(broken)
     assert refused.exit_code == 2
     assert "resolved.json: cannot be read" in refused.stderr
+
+
+def test_parts_of_another_shape_than_training_writes_count_as_absent(tmp_path: Path) -> None:
+    status = {"state": "running", "pid": "x", "host": socket.gethostname()}
+    (tmp_path / "status.json").write_text(json.dumps(status), encoding="utf-8")
+    (tmp_path / "summary.json").write_text('{"before": 3, "after": null}', encoding="utf-8")
+    results = to_results(read_run(tmp_path))
+    assert results["state"] == "running"
+    assert "validation loss after" not in results

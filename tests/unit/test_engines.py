@@ -17,6 +17,7 @@ import yaml
 from launcher.engines import Launch, make_engine_command, shell_line
 from launcher.engines.launch import EngineCommand
 from launcher.engines.rendezvous import free_local_rendezvous
+from launcher.run import visible_devices
 from trainer.errors import ConfigError
 
 RESOLVED = Path("/runs/my run/resolved.json")
@@ -68,7 +69,7 @@ def test_two_runs_on_one_machine_share_no_port() -> None:
     one_node = make_engine_command("accelerate", launch(rendezvous=None))
     assert accelerate_settings(one_node)["main_process_port"] == 0
     # DeepSpeed's launcher has a fixed default; it gets a port, and never starts without.
-    with pytest.raises(ConfigError, match="no host:port"):
+    with pytest.raises(ConfigError, match="--rendezvous: not given"):
         make_engine_command("deepspeed", launch(rendezvous=None))
     places = {free_local_rendezvous() for _ in range(8)}
     assert len(places) > 1
@@ -110,16 +111,35 @@ def test_deepspeed_on_a_cpu_is_told_so() -> None:
     assert command.environment["DS_ACCELERATOR"] == "cpu"
 
 
+@pytest.mark.parametrize("engine", ["python", "torchrun", "accelerate", "deepspeed"])
+def test_a_plan_for_the_cpu_hides_the_gpus(engine: Any) -> None:
+    on_cpu = make_engine_command(engine, launch(processes=1, device="cpu"))
+    assert shell_line(on_cpu).startswith("CUDA_VISIBLE_DEVICES='' ") or (
+        " CUDA_VISIBLE_DEVICES='' " in shell_line(on_cpu)
+    )
+    on_gpu = make_engine_command(engine, launch(processes=1))
+    assert "CUDA_VISIBLE_DEVICES" not in on_gpu.environment
+
+
+@pytest.mark.parametrize(
+    ("value", "devices"),
+    [("2, 3", ("2", "3")), ("GPU-1f,GPU-2a", ("GPU-1f", "GPU-2a")), ("1,-1,2", ("1",)), ("", ())],
+)
+def test_the_devices_of_the_environment_are_passed_on(value: str, devices: tuple[str, ...]) -> None:
+    assert visible_devices({"CUDA_VISIBLE_DEVICES": value}) == devices
+    assert visible_devices({}) == ()
+
+
 @pytest.mark.parametrize(
     ("engine", "changes", "message"),
     [
         ("python", {"processes": 2}, "python with 2 processes"),
         ("python", {"processes": 1, "nodes": 2}, "python with 2 processes"),
         ("deepspeed", {"deepspeed_config": None}, "without a DeepSpeed config"),
-        ("torchrun", {"nodes": 2, "rendezvous": None}, "None is no host:port"),
+        ("torchrun", {"nodes": 2, "rendezvous": None}, "--rendezvous: not given"),
         ("accelerate", {"nodes": 2, "rendezvous": "node-0"}, "'node-0' is no host:port"),
         ("torchrun", {"nodes": 2, "rendezvous": "node-0:http"}, "no host:port"),
-        ("torchrun", {"nodes": 2, "node_rank": 2}, "node 2 of 2"),
+        ("torchrun", {"nodes": 2, "node_rank": 2}, "--node-rank 2 with 2"),
         ("torchrun", {"processes": 0}, "0 processes"),
         ("torchrun", {"device": "mps"}, "2 processes on Apple MPS"),
         ("torchrun", {"devices": ("3",)}, "2 processes for the devices 3"),

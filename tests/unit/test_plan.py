@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from launcher.fit import to_job, to_machine
 from launcher.memory import GIB, estimate_memory
-from launcher.plan import Outcome, Request, choose_basis, make_plan, to_job, to_machine
+from launcher.plan import Outcome, make_plan
+from launcher.plan_request import Request, choose_basis
 from launcher.profile import Profile
 from launcher.profile_file import load_profile, shipped_profiles
 from launcher.remedies import find_remedies
-from launcher.strategy import LADDER, Strategy, Zero
+from launcher.strategy import LADDER, Strategy, Zero, make_strategies
 from trainer.config import Config, load_config
 from trainer.model_facts import ActivationFacts, ModelFacts, Polynomial
 
@@ -40,6 +42,7 @@ PUBLISHED = {
     "phi-4-mini": 3.84,
     "qwen3-30b-a3b": 30.53,
 }
+SHARING = ("ZeRO-2,", "ZeRO-3,")
 MACHINES = ("single-24gb", "multi-a100-40gb", "multi-a100-80gb")
 
 Make = Callable[..., Request]
@@ -112,7 +115,7 @@ def test_every_model_gets_a_plan_with_reasons_or_a_way_out(
     request = make(model, profile, method)
     outcome = make_plan(request)
     if outcome.plan is None:
-        assert all(candidate.shortfall for candidate in outcome.candidates)
+        assert all(rejection.reason for rejection in outcome.rejected)
         remedies = remedies_of(request)
         assert remedies
         assert all(remedy.device_gib <= remedy.available_gib for remedy in remedies)
@@ -122,9 +125,6 @@ def test_every_model_gets_a_plan_with_reasons_or_a_way_out(
     assert all(rejection.reason for rejection in plan.rejected)
     assert all(usage.gib <= usage.available_gib for usage in plan.usage)
     assert all(term.source for term in plan.terms)
-    # What is rejected would have been faster.
-    tried = [candidate.strategy.relative_time for candidate in outcome.candidates]
-    assert tried == sorted(tried)
 
 
 def strategy_of(outcome: Outcome) -> str:
@@ -215,16 +215,31 @@ def test_a_profile_limits_the_ladder(changes: dict[str, Any], reason: str, make:
     profile = load_profile("multi-a100-40gb").model_copy(update=changes)
     outcome = make_plan(make("llama-3.1-70b", profile, "full"))
     assert outcome.plan is None
-    assert any(reason in candidate.shortfall for candidate in outcome.candidates)
+    assert any(reason in rejection.reason for rejection in outcome.rejected)
 
 
 def test_one_process_has_nobody_to_share_with(make: Make) -> None:
     outcome = make_plan(make("llama-3.1-70b", "single-80gb", "lora"))
     assert outcome.plan is None
-    sharing = [c for c in outcome.candidates if c.strategy.deepspeed_config in ("zero2", "zero3")]
-    assert {candidate.shortfall for candidate in sharing} == {
-        "one process has nobody to share with"
-    }
+    sharing = [rejected for rejected in outcome.rejected if rejected.strategy[:7] in SHARING]
+    reasons = {rejected.reason for rejected in sharing if "host" not in rejected.strategy}
+    assert "one process has nobody to share with" in reasons
+    assert not any("needs" in reason for reason in reasons)
+
+
+def test_a_strategy_that_is_out_of_question_needs_no_facts(make: Make) -> None:
+    request = make("llama-3.1-8b", "single-24gb", "full")
+    plain = {key: value for key, value in request.facts.activations.items() if "autocast" in key}
+    known = request.facts.model_copy(update={"activations": plain})
+    assert make_plan(replace(request, facts=known)).plan is None
+
+
+def test_the_ladder_begins_with_the_fastest() -> None:
+    strategies = make_strategies(CONFIGS, world_size=4, method="lora", checkpointing=(False, True))
+    times = [strategy.relative_time for strategy in strategies]
+    assert times == sorted(times)
+    assert strategies[0].label == "DDP, without activation checkpointing"
+    assert strategies[-1].deepspeed_config == "zero3_nvme"
 
 
 def test_experts_that_stay_in_16_bits_are_said(make: Make) -> None:

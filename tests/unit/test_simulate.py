@@ -28,9 +28,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
 
 
-def make_config(
-    base: Path, folder: Path, *, quantization: str = "none", **sections: Any
-) -> Config:
+def make_config(base: Path, folder: Path, *, quantization: str = "none", **sections: Any) -> Config:
     values = {
         "model": {"name": str(base), "quantization": quantization},
         "data": {"train": "rows.jsonl"},

@@ -115,6 +115,20 @@ def test_each_attempt_has_its_own_folder(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "attempts").iterdir()) == ["001", "002"]
 
 
+def test_under_nohup_a_closed_terminal_is_no_request(tmp_path: Path) -> None:
+    code = RANK.format(body="os.kill(os.getppid(), signal.SIGHUP)")
+    started = subprocess.run(
+        ["nohup", *command_line(tmp_path, code)],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert started.returncode == 0, started.stderr
+
+
 def test_the_third_request_ends_everything_at_once(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     body = (

@@ -1,0 +1,86 @@
+"""A question to the planner, and what the hardware decides of it at once. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from launcher.engines.launch import EngineName
+from launcher.profile import Profile
+from launcher.run_plan import Decision
+from trainer.config import Config
+from trainer.model_facts import ModelFacts
+
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What the hardware decides of the config before memory is looked at."""
+
+    quantization: str
+    precision: Precision
+    decisions: tuple[Decision, ...]
+
+
+def choose_basis(config: Config, profile: Profile) -> Basis:
+    """Decide quantisation and precision where the config leaves them to the hardware."""
+    decisions = []
+    quantization = config.model.quantization
+    if quantization == "auto":
+        quantization = profile.quantization if config.lora.enabled else "none"
+        reason = f"profile {profile.name}"
+        if not config.lora.enabled:
+            reason = "full fine-tuning trains the weights themselves"
+        decisions.append(Decision(setting="model.quantization", value=quantization, reason=reason))
+    precision = config.training.precision
+    if precision == "auto":
+        precision, reason = _automatic_precision(profile)
+        decisions.append(Decision(setting="training.precision", value=precision, reason=reason))
+    return Basis(quantization, precision, tuple(decisions))
+
+
+def _automatic_precision(profile: Profile) -> tuple[Precision, str]:
+    """The rule of trainer.precision, for hardware that need not be here."""
+    if profile.device == "mps":
+        return "fp32", "16-bit training on MPS lacks fused kernels"
+    if profile.bf16:
+        return "bf16", f"this {profile.device} computes in bf16"
+    if profile.device == "cuda":
+        return "fp16", "this GPU is older than bf16 (compute capability < 8.0)"
+    return "fp32", "this CPU has no bf16 instructions"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to the planner."""
+
+    config: Config
+    profile: Profile
+    facts: ModelFacts
+    basis: Basis
+    deepspeed_configs: Mapping[str, Mapping[str, Any]]
+    """Name -> content: the shipped ones, and the user's own under the name the config gives it."""
+    nodes: int
+    processes_per_node: int
+    engine: EngineName | None = None
+    """None: the planner chooses."""
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.processes_per_node
+
+    @property
+    def longest_tokens(self) -> int:
+        """No example is longer; the data itself is not read."""
+        limit = self.config.data.max_length
+        return min(limit, self.facts.max_positions or limit)
+
+    @property
+    def global_batch_size(self) -> int:
+        training = self.config.training
+        if training.global_batch_size is not None:
+            return training.global_batch_size
+        pair = (training.batch_size or 1) * (training.gradient_accumulation_steps or 1)
+        return pair * self.world_size
