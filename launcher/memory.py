@@ -86,9 +86,9 @@ class MemoryEstimate:
 
     terms: tuple[Term, ...]
 
-    def total(self, place: Place) -> float:
+    def total(self, place: Place, *, without: tuple[str, ...] = ()) -> float:
         """Peak of one place: what is always there, and the larger of the two phases."""
-        here = [term for term in self.terms if term.place == place]
+        here = [term for term in self.terms if term.place == place and term.name not in without]
 
         def during(when: When) -> float:
             return sum(term.bytes for term in here if term.when == when)
@@ -107,8 +107,7 @@ class MemoryEstimate:
     @property
     def tensors(self) -> float:
         """What `torch.cuda.max_memory_allocated` would say."""
-        outside = sum(term.bytes for term in self.terms if term.name in _OUTSIDE_ALLOCATOR)
-        return self.device - outside
+        return self.total("device", without=_OUTSIDE_ALLOCATOR)
 
 
 _CONTEXT, _COMMUNICATION, _SLACK = "process and libraries", "communication", "allocator slack"

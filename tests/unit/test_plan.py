@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from launcher.fit import to_job, to_machine
-from launcher.memory import GIB, estimate_memory
+from launcher.memory import GIB, MemoryEstimate, Term, estimate_memory
 from launcher.plan import Outcome, make_plan
 from launcher.plan_request import Request, choose_basis
 from launcher.profile import Profile
@@ -339,3 +339,17 @@ def test_two_nodes_halve_what_a_node_holds(make: Make) -> None:
         return sum(t.bytes for t in found.terms if t.name == "optimizer state") / GIB
 
     assert host_state(two) == pytest.approx(host_state(one) / 2)
+
+
+def test_the_allocators_peak_is_that_of_its_own_larger_phase() -> None:
+    """Slack belongs to the micro-batch: where the update is the peak, there is none to take off."""
+    terms = (
+        Term("process and libraries", 5, "", "device"),
+        Term("trained weights", 100, "", "device"),
+        Term("activations and logits", 40, "", "device", "micro-batch"),
+        Term("allocator slack", 20, "", "device", "micro-batch"),
+        Term("update temporaries", 50, "", "device", "optimizer step"),
+    )
+    estimated = MemoryEstimate(terms)
+    assert estimated.device == 5 + 100 + 60
+    assert estimated.tensors == 100 + 50
