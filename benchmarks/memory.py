@@ -22,8 +22,7 @@ from trainer.entry import quiet_libraries
 
 quiet_libraries()
 
-from launcher.engines import CPU_ENVIRONMENT  # noqa: E402  (after the libraries are quiet)
-from launcher.fit import to_job, to_machine  # noqa: E402
+from launcher.fit import to_job, to_machine  # noqa: E402  (after the libraries are quiet)
 from launcher.hardware import detect  # noqa: E402
 from launcher.memory import GIB, Machine, MemoryEstimate, estimate_memory  # noqa: E402
 from launcher.plan_request import choose_basis  # noqa: E402
@@ -172,9 +171,7 @@ def _estimate_here(config: Config, tokens: int) -> MemoryEstimate:
 
 def _peak_of(command: list[str]) -> int:
     """Run to the end and return the peak of resident memory. Unit: bytes."""
-    pid = os.posix_spawn(
-        command[0], command, {**os.environ, **CPU_ENVIRONMENT, "PYTHONPATH": str(ROOT)}
-    )
+    pid = os.posix_spawn(command[0], command, {**os.environ, "PYTHONPATH": str(ROOT)})
     _, status, usage = os.wait4(pid, 0)
     if status:
         sys.exit(f"{' '.join(command)} failed")

@@ -112,12 +112,11 @@ class MemoryEstimate:
 
 _CONTEXT, _COMMUNICATION, _SLACK = "process and libraries", "communication", "allocator slack"
 _OUTSIDE_ALLOCATOR = (_CONTEXT, _COMMUNICATION, _SLACK)
-# Freed blocks that do not fit the next request, as a part of the activations: rows differ in length
-# at every micro-batch, so pieces of many sizes come and go.
-_SLACK_SHARE = {
-    "cuda": (0.08, "torch's caching allocator: reserved over allocated"),
-    "cpu": (0.15, "glibc keeps small freed blocks; measured, docs/memory.md"),
-}
+# Freed blocks that do not fit the next request: rows differ in length at every micro-batch, so
+# pieces of many sizes come and go. On a GPU a part of the activations (reserved over allocated); on
+# a CPU glibc keeps about what the layers make in one pass, checkpointed or not (docs/memory.md).
+_GPU_SLACK = 0.08
+_CPU_SLACK = 1.05
 # Pinned buffers, one per tensor, are rounded up to powers of two: 1.1 to 1.4 for Llama's shapes.
 _PIN_ROUNDING = 1.5
 # aio buffers of ZeRO-Infinity: fp32 master, two moments, gradient, and one in flight.
@@ -300,18 +299,19 @@ def _pinned(size: float) -> float:
 
 def _activations(job: Job, strategy: Strategy, machine: Machine) -> list[Term]:
     casting: Casting = "autocast" if strategy.zero.stage == 0 else "cast"
-    measured = job.facts.activations[activation_key(casting, checkpointing=strategy.checkpointing)]
-    peak = measured.peak(job.num_tokens, job.num_labels)
-    share, source = _SLACK_SHARE["cuda" if machine.is_gpu else "cpu"]
-    return [
-        Term(
-            "activations and logits",
-            peak,
-            f"simulated: {job.num_tokens} tokens, {job.num_labels} labels",
-            when="micro-batch",
-        ),
-        Term(_SLACK, share * peak, source, when="micro-batch"),
-    ]
+
+    def peak(*, checkpointing: bool) -> float:
+        measured = job.facts.activations[activation_key(casting, checkpointing=checkpointing)]
+        return measured.peak(job.num_tokens, job.num_labels)
+
+    used = peak(checkpointing=strategy.checkpointing)
+    slack = (
+        Term(_SLACK, _GPU_SLACK * used, "torch's caching allocator", when="micro-batch")
+        if machine.is_gpu
+        else Term(_SLACK, _CPU_SLACK * peak(checkpointing=False), "glibc", when="micro-batch")
+    )
+    source = f"simulated: {job.num_tokens} tokens, {job.num_labels} labels"
+    return [Term("activations and logits", used, source, when="micro-batch"), slack]
 
 
 def _disk(job: Job) -> list[Term]:

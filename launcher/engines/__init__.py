@@ -15,21 +15,12 @@ from launcher.engines.python import python_command
 from launcher.engines.torchrun import torchrun_command
 
 __all__ = [
-    "CPU_ENVIRONMENT",
     "EngineCommand",
     "EngineName",
     "Launch",
     "make_engine_command",
     "shell_line",
 ]
-
-CPU_ENVIRONMENT = {
-    "CUDA_VISIBLE_DEVICES": "",  # a plan for the CPU, whatever is here
-    # glibc keeps freed blocks below its threshold, which grows to 32 MiB: SmolLM2 on 1,024 tokens
-    # took 4.1 GiB instead of 3.0. Large pages make up for the page faults. Read at process start.
-    "MALLOC_MMAP_THRESHOLD_": "1048576",
-    "THP_MEM_ALLOC_ENABLE": "1",
-}
 
 _ENGINES = {
     "python": python_command,
@@ -47,5 +38,5 @@ def make_engine_command(engine: EngineName, launch: Launch) -> EngineCommand:
     check_launch(engine, launch)
     command = _ENGINES[engine](launch)
     if launch.device == "cpu":
-        command.environment.update(CPU_ENVIRONMENT)
+        command.environment["CUDA_VISIBLE_DEVICES"] = ""  # a plan for the CPU, whatever is here
     return command
