@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from launcher.cli import COMMANDS  # noqa: E402
 
 ROUNDS = 5
-CONFIG = ROOT / "examples" / "profile-single-24gb.yaml"
+CONFIG = ROOT / "examples" / "any-machine.yaml"
 # Sizes of Mistral-7B-v0.3: what `plan` needs of a model is its config.json.
 MODEL = {
     "architectures": ["MistralForCausalLM"],

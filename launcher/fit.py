@@ -19,7 +19,7 @@ MOST_TOKENS_ON_GPU = 16_384
 USABLE_SHARE = 0.95
 _TOKEN_STEP = 128  # micro-batches are rounded down to multiples: rows of round sizes
 PLACE_NAMES: dict[Place, str] = {
-    "device": "memory of one process",
+    "device": f"memory of one process ({USABLE_SHARE:.0%} of it is used)",
     "pinned": "pinned host memory",
     "host": "host memory",
     "nvme": "NVMe",

@@ -54,6 +54,8 @@ def _changes(
     """From those that change nothing of what is learned, to those that need other hardware."""
     config = request.config
     training = config.training
+    if config.checkpoint.keep_last > 1:
+        yield "checkpoint.keep_last: 1", _with(request, "checkpoint", keep_last=1)
     if training.gradient_checkpointing is False:
         yield (
             "training.gradient_checkpointing: true",

@@ -159,6 +159,15 @@ def test_a_13b_in_full_on_4_x_40_gb_needs_offload(make: Make) -> None:
     assert "needs" in rejected["ZeRO-3, with activation checkpointing"]
 
 
+def test_a_full_disk_is_mended_by_keeping_less(make: Make) -> None:
+    """Four checkpoints of 30 billion weights and moments take more than the profile's 1,000 GiB."""
+    request = make("qwen3-30b-a3b", "multi-a100-80gb", "full")
+    outcome = make_plan(request)
+    assert outcome.plan is None
+    assert any("GiB of disk" in rejection.reason for rejection in outcome.rejected)
+    assert remedies_of(request)[0].change == "checkpoint.keep_last: 1"
+
+
 def test_a_small_model_needs_nothing_special(make: Make) -> None:
     outcome = make_plan(make("llama-3.2-1b", "multi-a100-80gb", "lora"))
     assert strategy_of(outcome) == "DDP, without activation checkpointing"
