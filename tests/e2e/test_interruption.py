@@ -40,7 +40,7 @@ def stop_when(file: Path, config: Path) -> tuple[int, str, list[psutil.Process]]
         psutil.wait_procs(list(processes.values()), timeout=0.05)
     assert started.poll() is None, "the run ended by itself"
     started.send_signal(signal.SIGTERM)
-    _, errors = started.communicate(timeout=120)
+    _, errors = started.communicate(timeout=300)
     _, alive = psutil.wait_procs(list(processes.values()), timeout=30)
     return started.returncode, errors, alive
 
