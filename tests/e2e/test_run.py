@@ -211,7 +211,7 @@ def test_full_fine_tuning_ends_in_a_plain_model(base: Path, tmp_path: Path) -> N
         tmp_path / "run.json",
         base,
         tmp_path / "out",
-        lora={"enabled": False, "dropout": 0.05},
+        lora={"enabled": False},
         training={"learning_rate": 1e-3, "gradient_checkpointing": True, "scheduler": "linear"},
         tracking={"to": []},
     )

@@ -313,15 +313,16 @@ import sys
 from launcher.supervise import supervise
 sys.exit(supervise([sys.executable, "-c", sys.argv[1]]))
 """
+# Naps, not `signal.pause`: a signal just before that call would be waited for for ever.
 _SAVES_ON_SIGTERM = """
-import signal, sys
+import signal, sys, time
 def stop(*_):
     print("saved", flush=True)
     sys.exit(75)
 signal.signal(signal.SIGTERM, stop)
 print("ready", flush=True)
 while True:
-    signal.pause()
+    time.sleep(0.01)
 """
 
 
@@ -338,12 +339,13 @@ def test_a_signal_reaches_the_child_and_its_answer_comes_back(number: signal.Sig
 
 # The command itself, whose planning waits for a signal.
 _PLANNING = """
-import signal
+import time
 from launcher import cli
 from launcher.commands import plan
 def wait(*_):
     print("ready", flush=True)
-    signal.pause()
+    while True:
+        time.sleep(0.01)
 plan.plan_run = wait
 cli.main()
 """
