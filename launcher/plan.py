@@ -107,31 +107,8 @@ def _objection(request: Request, strategy: Strategy, *, is_asked_for: bool) -> s
 
 def _to_plan(request: Request, chosen: Candidate, rejected: list[Rejection]) -> RunPlan:
     strategy, config = chosen.strategy, request.config
-    engine, engine_reason = _engine(request, strategy)
-    shares = math.ceil(
-        request.global_batch_size * request.longest_tokens / request.world_size / chosen.num_tokens
-    )
     available = budgets(request.profile, request.processes_per_node)
-    decisions = (
-        Decision(setting="engine", value=engine, reason=engine_reason),
-        Decision(
-            setting="strategy",
-            value=strategy.label,
-            reason="the fastest that fits" if rejected else "the fastest there is, and it fits",
-        ),
-        *request.basis.decisions,
-        Decision(
-            setting="training.max_tokens_per_device",
-            value=str(chosen.num_tokens),
-            reason=_tokens_reason(request, chosen),
-        ),
-        Decision(
-            setting="training.global_batch_size",
-            value=str(request.global_batch_size),
-            reason=f"examples per step, the same on any hardware; at most {shares} micro-batch(es) "
-            "for each process",
-        ),
-    )
+    engine, _ = _engine(request, strategy)
     return RunPlan(
         profile=request.profile.name,
         device=request.profile.device,
@@ -151,7 +128,7 @@ def _to_plan(request: Request, chosen: Candidate, rejected: list[Rejection]) -> 
             "training.gradient_accumulation_steps": None,
             "training.deepspeed_config": strategy.deepspeed_config,
         },
-        decisions=decisions,
+        decisions=_decisions(request, chosen, is_first=not rejected),
         rejected=tuple(rejected),
         usage=tuple(
             Usage(place=PLACE_NAMES[place], gib=_gib(needed), available_gib=_gib(available[place]))
@@ -169,6 +146,34 @@ def _to_plan(request: Request, chosen: Candidate, rejected: list[Rejection]) -> 
             for term in chosen.estimate.terms
         ),
         notes=_notes(request, config),
+    )
+
+
+def _decisions(request: Request, chosen: Candidate, *, is_first: bool) -> tuple[Decision, ...]:
+    strategy = chosen.strategy
+    engine, engine_reason = _engine(request, strategy)
+    shares = math.ceil(
+        request.global_batch_size * request.longest_tokens / request.world_size / chosen.num_tokens
+    )
+    return (
+        Decision(setting="engine", value=engine, reason=engine_reason),
+        Decision(
+            setting="strategy",
+            value=strategy.label,
+            reason="the fastest there is, and it fits" if is_first else "the fastest that fits",
+        ),
+        *request.basis.decisions,
+        Decision(
+            setting="training.max_tokens_per_device",
+            value=str(chosen.num_tokens),
+            reason=_tokens_reason(request, chosen),
+        ),
+        Decision(
+            setting="training.global_batch_size",
+            value=str(request.global_batch_size),
+            reason=f"examples per step, the same on any hardware; at most {shares} micro-batch(es) "
+            "for each process",
+        ),
     )
 
 

@@ -74,9 +74,10 @@ def _changes(
     if training.optimizer != "adamw_8bit" and not config.lora.enabled:
         yield "training.optimizer: adamw_8bit", _with(request, "training", optimizer="adamw_8bit")
     with_adapters = list(_with_adapters(request))
-    adapted = [(text, _measured(changed, facts_of)) for text, changed in with_adapters]
+    # Measured when it is their turn: each takes seconds.
+    adapted = ((text, _measured(changed, facts_of)) for text, changed in with_adapters)
     # 4-bit weights cost a LoRA run less than shorter examples; full fine-tuning given up, more.
-    both = [adapted, list(_shorter(request))]
+    both = (adapted, _shorter(request))
     for group in both if config.lora.enabled else reversed(both):
         yield from group
     others = [one for one in profiles if one.name != request.profile.name and one.device == "cuda"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from launcher.commands.options import nodes_option, set_option
 from launcher.plan_table import print_plan
 from launcher.planning import Target, plan_run
 
@@ -19,14 +20,8 @@ _PIPE_WIDTH = 160
 @click.option(
     "--profile", default="auto", metavar="auto|NAME|FILE", help="Hardware to plan for (auto: this)."
 )
-@click.option("--nodes", type=click.IntRange(min=1), help="Machines; default the profile's.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change one setting, such as training.learning_rate=1e-4. May be repeated.",
-)
+@nodes_option
+@set_option
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON on stdout.")
 def plan(
     config: Path, profile: str, nodes: int | None, overrides: tuple[str, ...], as_json: bool

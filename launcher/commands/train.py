@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from launcher.commands.options import nodes_option, set_option
 from launcher.engines.launch import EngineName
 from launcher.plan_table import render_summary
 from launcher.planning import Target, plan_run
@@ -31,16 +32,10 @@ from trainer.config import load_config
     type=click.IntRange(min=1),
     help="Per node; default the GPUs of the profile, 1 on a CPU.",
 )
-@click.option("--nodes", type=click.IntRange(min=1), help="Machines; default the profile's.")
+@nodes_option
 @click.option("--node-rank", type=click.IntRange(min=0), default=0, help="Which of them this is.")
 @click.option("--rendezvous", metavar="HOST:PORT", help="Where nodes meet: an address of node 0.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change one setting, such as training.learning_rate=1e-4. May be repeated.",
-)
+@set_option
 @click.option(
     "--dry-run",
     is_flag=True,
