@@ -20,12 +20,18 @@ from trainer.world import read_world
 
 @click.command()
 @click.option("--config", "config_path", required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--resume",
+    default="auto",
+    metavar="auto|never|PATH",
+    help="Go on from the run's newest valid checkpoint (auto), or from one named here.",
+)
 @click.option("--local_rank", "--local-rank", type=int, hidden=True, expose_value=False)
-def main(config_path: Path) -> None:
+def main(config_path: Path, resume: str) -> None:
     """Train on this rank. CONFIG is a run config or a run directory's resolved.json."""
     from trainer.main import run  # after run_entry has quietened the libraries
 
-    run(config_path)
+    run(config_path, resume)
 
 
 def run_rank(argv: list[str]) -> None:

@@ -171,6 +171,8 @@ class CheckpointConfig(Section):
     """Epochs between two checkpoints; may be combined with `every_steps`."""
     keep_last: PositiveInt = 3
     """Checkpoints kept; the best and the newest are never deleted."""
+    allow_changes: StrictBool = False
+    """Go on although data, base model, batch, schedule or adapter settings have changed."""
 
 
 class MergeConfig(Section):

@@ -40,7 +40,8 @@ def evaluate_run(run: Path, split: SplitName) -> dict[str, Any]:
     required_split(data, split)
     # Evaluating must not write into the run's trackers.
     quiet = config.model_copy(update={"tracking": TrackingConfig(to=())})
-    trainer = Session(quiet, World(), directory).build_trainer(data)
+    session = Session(quiet, World(), directory)
+    trainer = session.build_trainer(data, session.batch_plan(data))
     load_weights(trainer, weights)
     trainer.prepare_for_evaluation()
     metrics = trainer.evaluate(split, metric_key_prefix=split)

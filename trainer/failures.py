@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from trainer.errors import EnvironmentProblem, Interrupted, PeerLost, RankZeroError, TrainingFailed
-from trainer.interruption import is_requested
+from trainer.interruption import requested
 
 
 def explained(error: BaseException) -> BaseException:
@@ -25,7 +25,7 @@ def explained(error: BaseException) -> BaseException:
     refused = _refused_by_the_machine(error)
     if refused is not None:
         return refused
-    if is_requested():
+    if requested() is not None:
         # Another rank has stopped for the same request, and broke what this one was waiting for.
         return Interrupted("stopped on request, while working with another rank")
     if _is_lost_peer(error):

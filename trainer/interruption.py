@@ -1,26 +1,34 @@
-"""A request to stop (SIGTERM, SIGHUP), from the signal to a place where stopping is safe.
+"""A request to stop (SIGTERM, SIGHUP, Ctrl-C), from the signal to a place where stopping is safe.
 
 At most times the request is an exception, so that every `finally` runs. Python loses an exception
 raised where it cannot be passed on (a hook of `os.fork`, a destructor), so the request is also
 remembered, and long loops ask for it with `stop_if_requested`. Between `defer` and `allow` asking
-is the only way: a training step is not torn apart.
+is the only way, because all ranks stop together (`trainer.agreement`); a second request stops this
+process at once all the same.
 """
 
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 
 from trainer.errors import Interrupted
 
+_REQUESTS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+_SAME_REQUEST_SECONDS = 1.0
+"""One request may come as several signals: Ctrl-C reaches a rank from the terminal and from torchrun,
+a closed terminal sends two."""
 _request: signal.Signals | None = None
+_requested_at = 0.0
 _is_deferred = False
 
 
 def receive_requests() -> None:
-    """Take SIGTERM and SIGHUP as requests to stop. Main thread only."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _receive)
+    """Take signals as requests to stop, but those that were ignored (`nohup`). Main thread only."""
+    for number in _REQUESTS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _receive)
 
 
 def defer() -> None:
@@ -45,13 +53,20 @@ def stop_if_requested() -> None:
         raise Interrupted(f"stopped by {_request.name}")
 
 
-def is_requested() -> bool:
-    """Whether this process was asked to stop."""
-    return _request is not None
+def requested() -> signal.Signals | None:
+    """Return the signal that asked this process to stop, if one did."""
+    return _request
 
 
 def _receive(number: int, _: FrameType | None) -> None:
-    global _request
-    is_first, _request = _request is None, signal.Signals(number)
-    if is_first and not _is_deferred:
-        stop_if_requested()
+    global _request, _requested_at
+    if _request is not None:
+        if time.monotonic() - _requested_at < _SAME_REQUEST_SECONDS:
+            return
+        raise Interrupted(f"stopped at once by a second {signal.Signals(number).name}")
+    _request, _requested_at = signal.Signals(number), time.monotonic()
+    if _is_deferred:
+        return
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    stop_if_requested()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -17,45 +17,54 @@ from trainer import interruption
 from trainer.callbacks.baseline import BaselineCallback
 from trainer.callbacks.best_model import BestModelCallback, EarlyStoppingCallback
 from trainer.callbacks.cadence import CadenceCallback
-from trainer.callbacks.deferral import DeferralCallback
 from trainer.callbacks.metrics import MetricsCallback
 from trainer.callbacks.progress import ProgressCallback
+from trainer.callbacks.take_up import TakeUpCallback
+from trainer.checkpoints.commit import clear_leftovers
+from trainer.checkpoints.folder import checkpoint_name
+from trainer.checkpoints.resume import AUTO, NEVER, Start, find_start
+from trainer.checkpoints.saver import Checkpointer, publish
 from trainer.config import Config, load_config
 from trainer.config_paths import with_absolute_paths
 from trainer.data.store import PreparedData
 from trainer.deepspeed_setup import deepspeed_arguments
-from trainer.errors import TrainingFailed
+from trainer.errors import Interrupted, TrainingFailed
 from trainer.failures import explained
+from trainer.host_group import AgreedStop
 from trainer.loss import can_select_logits
 from trainer.memory_report import memory_line
 from trainer.model import build_model, parameter_line
 from trainer.model_limits import check_model_fits
 from trainer.packing_proof import packing_is_exact
 from trainer.precision import choose_device, choose_precision, probe_native_bf16
+from trainer.prepare import write_report
 from trainer.prepared_data import counts_line, longest_example, prepared_for_rank, required_split
 from trainer.results import RunResults
-from trainer.run_directory import RunDirectory, write_json
-from trainer.schedule import BatchPlan, make_batch_plan
+from trainer.resumable import GO_ON
+from trainer.run_directory import RunDirectory, keep_bytes, write_json
+from trainer.run_identity import describe_run
+from trainer.schedule import BatchPlan, make_batch_plan, with_fixed_batch
 from trainer.status import write_completed, write_failed, write_running
 from trainer.tokenizer import load_training_tokenizer
 from trainer.tracking import tracker_environment
 from trainer.training import RankZeroTrainer, build_training_arguments, to_training_arguments
-from trainer.weights import load_weights, write_weights
+from trainer.weights import write_weights
 from trainer.world import World, read_world
 
 
-def run(config_path: Path) -> None:
-    """Train as the config says, from nothing to the files in its run directory."""
+def run(config_path: Path, resume: str = AUTO) -> None:
+    """Train as the config says, to the files in its run directory.
+
+    `resume`: `auto` (go on from the newest valid checkpoint there), `never`, or a checkpoint.
+    """
     config = load_config(config_path)
     world = read_world()
     directory = RunDirectory(Path(config.output_dir))
     if world.is_rank_zero:
-        directory.claim()
+        directory.claim(resume=resume)
         write_running(directory)
-        resolved = with_absolute_paths(config)
-        write_json(directory.resolved_config, resolved.model_dump(mode="json"))
     try:
-        Session(config, world, directory).run()
+        Session(config, world, directory, resume).run()
         # The session is gone, and with it the memory of training.
         if world.is_rank_zero and config.merge.after_training and config.lora.enabled:
             merge(directory)
@@ -90,8 +99,10 @@ def merge(directory: RunDirectory) -> None:
 class Session:
     """One run on this rank. Ranks: every method is called on all of them."""
 
-    def __init__(self, config: Config, world: World, directory: RunDirectory) -> None:
-        self.config, self.world, self.directory = config, world, directory
+    def __init__(
+        self, config: Config, world: World, directory: RunDirectory, resume: str = NEVER
+    ) -> None:
+        self.config, self.world, self.directory, self.resume = config, world, directory, resume
         self.console = Console(
             stderr=True, quiet=not world.is_rank_zero, highlight=False, soft_wrap=True
         )
@@ -100,11 +111,23 @@ class Session:
 
     def run(self) -> None:
         data = self.prepared_data()
-        trainer = self.build_trainer(data)
+        plan = self.batch_plan(data)
+        contract = describe_run(self.config, data, plan)
+        start = Start()
+        if self.world.is_rank_zero:
+            start = self.find_start(contract)
+            self.describe(start, contract, data, plan)
+        trainer = self.build_trainer(data, plan)
+        trainer.begin(start, Checkpointer(trainer, self.directory, contract, self.console))
         for callback in self.callbacks(trainer, trainer.plan):
             trainer.add_callback(callback)
-        output = trainer.train()
-        results = self.finish(trainer, output.metrics)
+        metrics = trainer.train_or_save()
+        try:
+            results = self.finish(trainer, metrics)
+        except AgreedStop as stop:
+            raise Interrupted(
+                f"{stop.what} after the last step, which is saved", fix=GO_ON
+            ) from stop
         interruption.allow()
         self.leave_process_group()
         if self.world.is_rank_zero:
@@ -117,7 +140,34 @@ class Session:
         self.console.print(counts_line(data))
         return data
 
-    def build_trainer(self, data: PreparedData) -> RankZeroTrainer:
+    def batch_plan(self, data: PreparedData) -> BatchPlan:
+        return make_batch_plan(
+            self.config,
+            num_examples=len(required_split(data, "train")),
+            longest_tokens=longest_example(data),
+            world_size=self.world.world_size,
+        )
+
+    def find_start(self, contract: dict[str, Any]) -> Start:
+        """Choose where to begin. Ranks: rank 0 only, before it meets the others."""
+        notes = clear_leftovers(self.directory.checkpoints)
+        allow_changes = self.config.checkpoint.allow_changes
+        start = find_start(self.resume, self.directory, contract, allow_changes=allow_changes)
+        for note in (*notes, *start.notes):
+            self.console.print(note, markup=False)
+        return start
+
+    def describe(
+        self, start: Start, contract: dict[str, Any], data: PreparedData, plan: BatchPlan
+    ) -> None:
+        """Make the run directory say what is trained from `start` on. Ranks: rank 0 only."""
+        keep_bytes(self.directory.metrics, 0 if start.state is None else start.state.metrics_bytes)
+        write_json(self.directory.contract, contract)
+        resolved = with_absolute_paths(with_fixed_batch(self.config, plan))
+        write_json(self.directory.resolved_config, resolved.model_dump(mode="json"))
+        write_report(self.config, data.entry)
+
+    def build_trainer(self, data: PreparedData, plan: BatchPlan) -> RankZeroTrainer:
         """Everything that must exist before the first step; joins the process group."""
         config = self.config
         device_type = choose_device().type
@@ -126,12 +176,6 @@ class Session:
         )
         precision = choose_precision(
             config.training.precision, device_type, native_bf16=probe_native_bf16(device_type)
-        )
-        plan = make_batch_plan(
-            config,
-            num_examples=len(required_split(data, "train")),
-            longest_tokens=longest_example(data),
-            world_size=self.world.world_size,
         )
         tracker_environment(config.tracking, self.directory)
         # Before the model: this is where a rank learns its device, and ZeRO-3 how to load.
@@ -169,6 +213,7 @@ class Session:
             plan=plan,
             data=data,
             world=self.world,
+            metrics_path=self.directory.metrics,
             select_logits=can_select_logits(built.model),
             model=built.model,
             args=arguments,
@@ -190,15 +235,14 @@ class Session:
         evaluation = self.config.evaluation
         has_validation = trainer.data.split("validation") is not None
         callbacks = [
-            DeferralCallback(),
+            TakeUpCallback(trainer),
             CadenceCallback(self.config, plan, has_validation=has_validation),
         ]
         if self.world.is_rank_zero:
             callbacks.append(MetricsCallback(self.directory.metrics))
             callbacks.append(ProgressCallback(self.console, plan.num_steps))
         if has_validation:
-            write_best = partial(write_weights, trainer, self.directory.best_model)
-            self.best = BestModelCallback(write_best)
+            self.best = BestModelCallback()
             callbacks += [self.best, EarlyStoppingCallback(evaluation)]
         if evaluation.at_start:
             self.baseline = BaselineCallback(trainer)
@@ -207,12 +251,17 @@ class Session:
 
     def finish(self, trainer: RankZeroTrainer, metrics: dict[str, float]) -> RunResults:
         """Take the best weights, measure the held-out splits, write the result."""
-        if self.best and self.best.best_step and self.config.evaluation.load_best:
-            self.console.print(f"the best weights are those of step {self.best.best_step}")
-            load_weights(trainer, self.directory.best_model)
+        step = trainer.state.global_step
+        best_step = self.best.best_step if self.best else 0
+        if best_step and best_step != step and self.config.evaluation.load_best:
+            self.console.print(f"the best weights are those of step {best_step}")
+            trainer.take_weights(self.directory.checkpoints / checkpoint_name(best_step))
+            step = best_step
         after = trainer.held_out_losses()
-        is_lora = self.config.lora.enabled
-        write_weights(trainer, self.directory.adapter if is_lora else self.directory.model)
+        if self.config.lora.enabled:
+            self.publish_adapter(step)
+        else:
+            write_weights(trainer, self.directory.model)
         return RunResults(
             before=self.baseline.losses if self.baseline else {},
             after=after,
@@ -221,9 +270,14 @@ class Session:
             tokens=trainer.tokens_seen,
             training_seconds=metrics["train_runtime"],
             train_loss=metrics["train_loss"],
-            best_step=self.best.best_step if self.best else None,
+            best_step=best_step or None,
             stopped_early=trainer.state.global_step < trainer.plan.num_steps,
         )
+
+    def publish_adapter(self, step: int) -> None:
+        """Copy the adapter of a checkpoint, float32 as it was trained, to adapter/."""
+        if self.world.is_rank_zero:
+            publish(self.directory.checkpoints / checkpoint_name(step), self.directory.adapter)
 
     def leave_process_group(self) -> None:
         """What follows is rank 0's alone; the others must not wait for it."""

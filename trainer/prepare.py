@@ -30,13 +30,15 @@ from trainer.run_directory import RunDirectory, write_json
 
 
 def prepare(config: Config, *, show_progress: bool = False) -> Path:
-    """Make the prepared data of a config, or find it made, and write RUN/data_report.json.
+    """Make the prepared data of a config, or find it made; a new run gets its data_report.json.
 
+    A run that has begun keeps its report: whether it goes on with this data is not decided here.
     Returns the cache entry; `load_prepared` opens it.
     Raises: DataError for bad rows or files, EnvironmentProblem when it cannot be written.
     """
     entry = prepare_entry(config, show_progress=show_progress)
-    _write_report(config, entry)
+    if not RunDirectory(Path(config.output_dir)).contract.exists():
+        write_report(config, entry)
     return entry
 
 
@@ -60,9 +62,18 @@ def find_prepared(config: Config) -> Path | None:
     return entry if is_complete(entry) else None
 
 
-def _write_report(config: Config, entry: Path) -> None:
+def read_report(entry: Path) -> dict[str, Any]:
+    """Read what data_report.json is made of."""
     report = json.loads((entry / "report.json").read_text(encoding="utf-8"))
-    report = {"fingerprint": entry.name, "cache_entry": str(entry), **report}
+    return {"fingerprint": entry.name, "cache_entry": str(entry), **report}
+
+
+def write_report(config: Config, entry: Path) -> None:
+    """Write RUN/data_report.json.
+
+    Raises: EnvironmentProblem.
+    """
+    report = read_report(entry)
     target = RunDirectory(Path(config.output_dir)).data_report
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -136,9 +147,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--config", required=True, type=Path, help="config, YAML or JSON")
     options = parser.parse_args(arguments)
     config = load_config(options.config)
-    prepare(config, show_progress=True)
-    report = json.loads((Path(config.output_dir) / "data_report.json").read_text(encoding="utf-8"))
-    print_report(report, Console(soft_wrap=True))
+    entry = prepare(config, show_progress=True)
+    print_report(read_report(entry), Console(soft_wrap=True))
 
 
 if __name__ == "__main__":

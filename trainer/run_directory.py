@@ -14,6 +14,9 @@ import psutil
 
 from trainer.errors import ConfigError, EnvironmentProblem
 
+_SAME_PROCESS_SECONDS = 2.0
+"""Two readings of when a process was created differ when the clock was set in between."""
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -36,6 +39,16 @@ class RunDirectory:
     @property
     def status(self) -> Path:
         return self.path / "status.json"
+
+    @property
+    def last_save(self) -> Path:
+        """How long the newest checkpoint took to write."""
+        return self.path / "last_save.json"
+
+    @property
+    def contract(self) -> Path:
+        """What must stay the same for the run to go on."""
+        return self.path / "contract.json"
 
     @property
     def summary(self) -> Path:
@@ -78,37 +91,70 @@ class RunDirectory:
             return {}
         return content if isinstance(content, dict) else {}
 
+    def process_at_work(self) -> psutil.Process | None:
+        """Return the process on this machine that prepares or trains this run now, if one does.
+
+        The launcher of the process that asks is none.
+        """
+        status = self.read_status()
+        if (
+            status.get("state") not in ("preparing", "running")
+            or status.get("host") != socket.gethostname()
+        ):
+            return None
+        process = find_process(status.get("pid"), status.get("created"))
+        return None if process in psutil.Process().parents() else process
+
     def has_ended_before_training(self) -> bool:
         """Tell a run that ended before its first logged step: there is nothing to lose in it."""
         status = self.read_status()
         ended = status.get("state") in ("failed", "interrupted") or (
-            status.get("host") == socket.gethostname() and not psutil.pid_exists(status["pid"])
+            status.get("host") == socket.gethostname() and self.process_at_work() is None
         )
         return ended and not self.metrics.exists()
 
-    def refuse_run(self, marker: Path) -> None:
-        """Refuse a directory that holds results, or whose `marker` file says that a run is here.
+    def refuse(self, resume: str, *, marker: Path) -> None:
+        """Refuse a directory that a run may neither begin in nor go on in.
+
+        resume: `never` begins, anything else goes on with the run that is here, if one is.
+        marker: the file that says that a run is here.
 
         Raises: ConfigError.
         """
+        process = self.process_at_work()
+        if process is not None:
+            raise self.in_progress(f"process {process.pid}")
         results = (self.adapter, self.model, self.merged, self.best_model, self.metrics)
         found = next((path for path in results if path.exists()), None)
-        if found is not None or (marker.exists() and not self.has_ended_before_training()):
-            what = f" ({found.name} is there)" if found is not None else ""
-            other = shlex.quote(f"output_dir={self.path}-2")
-            raise ConfigError(
-                f"output_dir {self.path} already holds a run{what}",
-                rule="a run, or a folder it would write, is never overwritten",
-                fix=f"choose another one (--set {other}), or move this one away",
-            )
+        has_saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        has_run = has_saved or (marker.exists() and not self.has_ended_before_training())
+        is_foreign = found is not None and not self.resolved_config.exists()
+        if not is_foreign and (resume != "never" or not (found or has_run)):
+            return
+        what = f" ({found.name} is there)" if found is not None else ""
+        goes_on = "" if is_foreign else "go on with --resume auto, "
+        other = shlex.quote(f"output_dir={self.path}-2")
+        raise ConfigError(
+            f"output_dir {self.path} already holds a run{what}",
+            rule="a run, or a folder it would write, is never overwritten",
+            fix=f"{goes_on}choose another one (--set {other}), or move this one away",
+        )
 
-    def claim(self) -> None:
-        """Create the directory for a new run.
+    def in_progress(self, who: str) -> ConfigError:
+        """Return the error for a run that somebody is working on."""
+        return ConfigError(
+            f"the run in {self.path} is in progress ({who})",
+            rule="one launcher at a time works in a run directory",
+            fix="wait for it to end, or stop it",
+        )
+
+    def claim(self, *, resume: str = "auto") -> None:
+        """Create the directory for a run that begins or goes on.
 
         Ranks: rank 0 only.
-        Raises: ConfigError when a run has been here; EnvironmentProblem when it cannot be made.
+        Raises: ConfigError, as `refuse`; EnvironmentProblem when it cannot be made.
         """
-        self.refuse_run(self.status)
+        self.refuse(resume, marker=self.status)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -117,6 +163,29 @@ class RunDirectory:
                 rule="output_dir must be a folder this user may write",
                 fix="choose another output_dir, or change its permissions",
             ) from error
+
+
+def find_process(pid: object, created: object) -> psutil.Process | None:
+    """Return the process that had this pid then; None once it is gone, its pid reused or not.
+
+    A restarted container gives the same pids again.
+    """
+    if not isinstance(pid, int) or not isinstance(created, (int, float)):
+        return None
+    try:
+        process = psutil.Process(pid)
+        is_same = abs(process.create_time() - created) < _SAME_PROCESS_SECONDS
+        is_alive = is_same and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, ValueError):  # ValueError: a pid below 0
+        return None
+    return process if is_alive else None
+
+
+def keep_bytes(path: Path, num_bytes: int) -> None:
+    """Cut what follows off a file of lines; one that is shorter, or absent, stays as it is."""
+    if path.exists() and path.stat().st_size > num_bytes:
+        with path.open("r+b") as file:
+            file.truncate(num_bytes)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -100,6 +100,20 @@ def make_batch_plan(
     )
 
 
+def with_fixed_batch(config: Config, plan: BatchPlan) -> Config:
+    """Return the config with the batch as a number of examples, whatever the ranks of next time."""
+    training = config.training
+    if training.global_batch_size is not None:
+        return config
+    fixed = {
+        "global_batch_size": plan.global_batch_size,
+        "batch_size": None,
+        "gradient_accumulation_steps": None,
+        "max_tokens_per_device": plan.max_tokens,
+    }
+    return config.model_copy(update={"training": training.model_copy(update=fixed)})
+
+
 def _warmup_steps(training: TrainingConfig, steps: int) -> int:
     if training.warmup_steps is not None:
         return training.warmup_steps

@@ -9,6 +9,9 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from trainer.attempt import INTERRUPTED_BY_KEYBOARD
 from trainer.errors import Interrupted, PeerLost, RankZeroError
@@ -32,10 +35,24 @@ class Ending:
     remedy: str
 
 
+def write_preparing(run: RunDirectory) -> None:
+    """Record that a launcher, this process, prepares a new run."""
+    _write_at_work(run, "preparing")
+
+
 def write_running(run: RunDirectory) -> None:
     """Ranks: rank 0 only."""
-    process = {"pid": os.getpid(), "host": socket.gethostname()}
-    write_json(run.status, {"state": "running", **process, "started": time.time()})
+    _write_at_work(run, "running")
+
+
+def _write_at_work(run: RunDirectory, state: str) -> None:
+    process = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        # With the pid, which process it is: a restarted container gives the same pids again.
+        "created": psutil.Process().create_time(),
+    }
+    write_json(run.status, {"state": state, **process, "started": time.time()})
 
 
 def write_completed(run: RunDirectory) -> None:
@@ -87,12 +104,20 @@ def write_verdict(run: RunDirectory, ending: Ending) -> None:
 
 def write_ending(run: RunDirectory, ending: Ending) -> None:
     """Write status.json and, in a container, what Kubernetes shows."""
-    record = {**vars(ending), "ended": time.time()}
     # On a full disk the error itself must still come out.
     with contextlib.suppress(OSError):
-        write_json(run.status, record)
+        write_json(run.status, _to_record(ending))
+    write_termination_log(ending)
+
+
+def write_termination_log(ending: Ending) -> None:
+    """In a container, write what Kubernetes shows; status.json stays."""
     if TERMINATION_LOG.exists() and os.access(TERMINATION_LOG, os.W_OK):
-        TERMINATION_LOG.write_text(json.dumps(record), encoding="utf-8")
+        TERMINATION_LOG.write_text(json.dumps(_to_record(ending)), encoding="utf-8")
+
+
+def _to_record(ending: Ending) -> dict[str, Any]:
+    return {**vars(ending), "ended": time.time()}
 
 
 _LOST = PeerLost.__name__

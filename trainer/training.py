@@ -11,11 +11,12 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from trainer.config import Config
@@ -28,10 +29,10 @@ from trainer.data.collate import (
 )
 from trainer.data.store import PreparedData, PreparedSplit, SplitName
 from trainer.errors import TrainingFailed
-from trainer.interruption import stop_if_requested
 from trainer.loss import summed_loss
 from trainer.memory_report import memory_metrics
 from trainer.neftune import EmbeddingNoise
+from trainer.resumable import ResumableTrainer
 from trainer.run_directory import RunDirectory
 from trainer.schedule import BatchPlan, scheduler_arguments
 from trainer.world import World
@@ -48,7 +49,7 @@ def to_training_arguments(
     """Translate the config into the keyword arguments of `TrainingArguments`. Pure."""
     training = config.training
     return {
-        "output_dir": str(directory.checkpoints),
+        "output_dir": str(directory.path),  # Trainer itself writes nothing there
         "max_steps": plan.num_steps,
         "per_device_train_batch_size": 1,  # one StepShare
         "gradient_accumulation_steps": 1,
@@ -71,7 +72,6 @@ def to_training_arguments(
         "logging_nan_inf_filter": False,
         "eval_strategy": "no",  # callbacks/cadence.py decides
         "save_strategy": "no",
-        "save_total_limit": config.checkpoint.keep_last,
         "report_to": list(config.tracking.to) or "none",
         "run_name": config.tracking.run_name or directory.path.name,
         "project": config.tracking.project,
@@ -92,7 +92,7 @@ def build_training_arguments(arguments: dict[str, Any]) -> TrainingArguments:
     return built
 
 
-class RankZeroTrainer(Trainer):  # type: ignore[misc]
+class RankZeroTrainer(ResumableTrainer):
     """Trainer whose step is exactly one global batch, on any number of ranks."""
 
     def __init__(
@@ -102,14 +102,14 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
         plan: BatchPlan,
         data: PreparedData,
         world: World,
+        metrics_path: Path,
         select_logits: bool,
         **arguments: Any,
     ) -> None:
         self.config, self.plan, self.data, self.world = config, plan, data, world
+        self.metrics_path = metrics_path
         self.select_logits = select_logits
-        self.tokens_seen = 0  # by all ranks together
         self._tokens_at_log, self._time_at_log = 0, time.perf_counter()
-        self._started, self._seconds_stopped = time.perf_counter(), 0.0
         self._evaluation_datasets: dict[SplitName, EvaluationDataset] = {}
         super().__init__(**arguments)
         self.remove_callback(PrinterCallback)
@@ -130,7 +130,7 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
             max_tokens=self.plan.max_tokens,
             max_examples=self.plan.max_examples,
         )
-        return self._loader(dataset)
+        return self._loader(dataset, first=self.start.step)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[MicroBatch]:
         """This rank's micro-batches of a split, given by name."""
@@ -151,10 +151,13 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
             raise ValueError(f"the data has no {name} split")
         return split
 
-    def _loader(self, dataset: StepDataset | EvaluationDataset) -> DataLoader[Any]:
+    def _loader(
+        self, dataset: StepDataset | EvaluationDataset, *, first: int = 0
+    ) -> DataLoader[Any]:
         training = self.config.training
         return make_loader(
             dataset,
+            first=first,
             num_workers=training.dataloader_workers,
             pin_memory=training.dataloader_pin_memory and self.args.device.type == "cuda",
         )
@@ -174,11 +177,12 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
         mean over every labelled token of the step, however the step is cut.
         """
         model.train()
+        self.open_step()
         micro_batches = inputs["micro_batches"]
         scale = self.world.world_size / max(1, inputs["num_labels"])
         total = torch.zeros((), device=self.args.device)
         for number, micro_batch in enumerate(micro_batches, 1):
-            stop_if_requested()
+            self.host.stop_if_agreed()
             with self._gradient_sync(model, is_last=number == len(micro_batches)):
                 moved = MicroBatch(*(self._to_device(tensor) for tensor in micro_batch))
                 if self.noise is not None:
@@ -187,6 +191,7 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
                 self.accelerator.backward(loss)
             total += loss.detach()
         self.tokens_seen += inputs["num_tokens"]
+        self.close_step()
         return total
 
     def _gradient_sync(self, model: torch.nn.Module, *, is_last: bool) -> Any:
@@ -219,7 +224,7 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
         losses, num_labels_here = [], 0
         with torch.no_grad():
             for micro_batch in dataloader:
-                stop_if_requested()
+                self.host.stop_if_agreed()
                 moved = MicroBatch(*(self._to_device(tensor) for tensor in micro_batch))
                 losses.append(summed_loss(model, moved, select_logits=self.select_logits))
                 num_labels_here += len(moved.targets)
@@ -300,7 +305,7 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
 
     def _rates(self) -> dict[str, float]:
         """Training time alone; Trainer would count evaluations, and a step as one sample."""
-        seconds = time.perf_counter() - self._started - self._seconds_stopped
+        seconds = self.training_seconds
         steps = self.state.global_step
         return {
             "train_runtime": seconds,
@@ -317,9 +322,10 @@ class RankZeroTrainer(Trainer):  # type: ignore[misc]
                 fix="lower training.learning_rate, warm up longer, or use training.precision: bf16",
             )
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+    def save(self) -> None:
+        """As its parent; what blocks training does not count as training time."""
         with self._clock_stopped():
-            super()._save_checkpoint(model, trial)
+            super().save()
 
     @contextmanager
     def _clock_stopped(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """Trained weights to and from a folder: the adapter of a LoRA run, the model of a full one.
 
-Ranks: all of these are collective (ZeRO-3 gathers); rank 0 alone touches the files it writes.
+Ranks: all of these are collective (ZeRO-3 gathers); rank 0 alone touches files.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file
 
-from trainer.training import RankZeroTrainer
+from trainer.checkpoints.tensors import SharedTensors
+
+if TYPE_CHECKING:
+    from trainer.training import RankZeroTrainer
 
 
 def write_weights(trainer: RankZeroTrainer, folder: Path) -> None:
@@ -32,26 +33,31 @@ def write_weights(trainer: RankZeroTrainer, folder: Path) -> None:
             trainer.processing_class.save_pretrained(temporary)
             for file in temporary.iterdir():
                 file.chmod(0o644)  # safetensors writes weights as 0600, hidden from a container
-            _replace_folder(temporary, folder)
-    trainer.accelerator.wait_for_everyone()
+            replace_folder(temporary, folder)
+    trainer.host.wait_for_all()
 
 
 def load_weights(trainer: RankZeroTrainer, folder: Path) -> None:
-    """Put weights written by `write_weights` back into the model being trained."""
-    state = _read_tensors(folder)
+    """Put the weights in a folder of a run into the model being trained."""
+    is_adapter = isinstance(trainer.model, PeftModel)
+    pattern = "adapter_model*.safetensors" if is_adapter else "model*.safetensors"
+    state = SharedTensors(folder, pattern, trainer.host).all()
     with _gathered(trainer, writes=True):
-        if isinstance(trainer.model, PeftModel):
+        if is_adapter:
             set_peft_model_state_dict(trainer.model, state)
         else:
             # Tied weights are stored once, so a name may be missing.
             trainer.model.load_state_dict(state, strict=False)
 
 
-def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors.update(load_file(file))
-    return tensors
+def replace_folder(new: Path, target: Path) -> None:
+    """Put `new` where `target` is; a reader sees one or the other, or for an instant none."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _gathered(trainer: RankZeroTrainer, *, writes: bool) -> AbstractContextManager[Any]:
@@ -65,13 +71,3 @@ def _gathered(trainer: RankZeroTrainer, *, writes: bool) -> AbstractContextManag
         parameters, modifier_rank=0 if writes else None
     )
     return context
-
-
-def _replace_folder(new: Path, target: Path) -> None:
-    """Put `new` where `target` is; a reader sees one or the other, or for an instant none."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

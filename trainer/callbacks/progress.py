@@ -6,10 +6,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from trainer.callbacks.stateful import StatefulCallback
 
 
-class ProgressCallback(TrainerCallback):  # type: ignore[misc]
+class ProgressCallback(StatefulCallback):
     """Loss, its running mean, rate, tokens/s, memory, time left. Ranks: add it on rank 0 only."""
 
     def __init__(self, console: Console, num_steps: int) -> None:
@@ -30,6 +32,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.progress.update(self.task, completed=state.global_step)
         self.progress.start()
 
     def on_step_end(
@@ -57,6 +60,12 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
                 loss = logs[f"{prefix}_loss"]
                 where = f"step {state.global_step:>5}/{self.num_steps}"
                 self.console.print(f"{where}  [bold]{split} loss {loss:.4f}[/bold]")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"loss_sum": self.loss_sum, "last_logged": self.last_logged}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loss_sum, self.last_logged = state["loss_sum"], state["last_logged"]
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

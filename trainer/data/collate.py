@@ -132,12 +132,17 @@ class EvaluationDataset(Dataset[MicroBatch]):
 Item = TypeVar("Item")
 
 
-def make_loader(dataset: Dataset[Item], *, num_workers: int, pin_memory: bool) -> DataLoader[Item]:
-    """A loader that hands items on as they are, in order, read ahead by workers."""
+def make_loader(
+    dataset: Dataset[Item], *, num_workers: int, pin_memory: bool, first: int = 0
+) -> DataLoader[Item]:
+    """A loader that hands items on as they are, in order from `first`, read ahead by workers."""
     return DataLoader(
         dataset,
         batch_size=None,
+        sampler=range(first, len(dataset)),  # type: ignore[arg-type]
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        # Its own: making an iterator draws a seed, and would move the generator dropout draws from.
+        generator=torch.Generator(),
     )

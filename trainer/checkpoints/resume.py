@@ -1,0 +1,102 @@
+"""Where a run goes on: which checkpoint, and whether it belongs to this run. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoints.contract import check_contract, read_contract
+from trainer.checkpoints.folder import Checkpoint
+from trainer.checkpoints.manifest import FILE_NAME as MANIFEST
+from trainer.checkpoints.manifest import Search, find_problem, newest_valid
+from trainer.checkpoints.state import RunState, read_state
+from trainer.errors import ConfigError, EnvironmentProblem
+from trainer.run_directory import RunDirectory
+
+AUTO, NEVER = "auto", "never"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training begins, and what to tell about it. Without a checkpoint: at the beginning."""
+
+    checkpoint: Path | None = None
+    state: RunState | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> int:
+        return 0 if self.state is None else self.state.step
+
+
+def find_start(
+    resume: str, run: RunDirectory, contract: Mapping[str, Any], *, allow_changes: bool
+) -> Start:
+    """Choose the checkpoint to go on from: `auto` (this run's newest valid), `never`, or a path.
+
+    Raises: ConfigError when it belongs to another run; EnvironmentProblem when it is damaged.
+    """
+    if resume == NEVER:
+        return Start()
+    folder, notes = _named(Path(resume)) if resume != AUTO else _newest(run.checkpoints)
+    begun = read_contract(folder if folder is not None else run.path)
+    if begun is not None:
+        notes += check_contract(begun, contract, folder or run.path, allow_changes=allow_changes)
+    if folder is None:
+        return Start(notes=tuple(notes))
+    state = read_state(folder)
+    saved_by = f"saved by {state.world_size} x {state.engine}, {state.precision}"
+    notes.append(f"going on from {folder} (step {state.step}, epoch {state.epoch:.2f}, {saved_by})")
+    return Start(folder, state, tuple(notes))
+
+
+def _newest(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    search = newest_valid(checkpoints)
+    if search.found is None:
+        if search.skipped:
+            raise _all_damaged(checkpoints, search)
+        return None, []
+    return search.found.path, _skipped(search)
+
+
+def _named(path: Path) -> tuple[Path | None, list[str]]:
+    """Find the checkpoint a user named: itself, or the newest valid one of a run."""
+    path = path.expanduser().resolve()
+    checkpoints = RunDirectory(path).checkpoints
+    if checkpoints.is_dir():
+        folder, notes = _newest(checkpoints)
+        if folder is not None:
+            return folder, notes
+    if not (path / MANIFEST).is_file():
+        raise ConfigError(
+            f"--resume {path}: there is no checkpoint",
+            rule="a run directory with checkpoints/, or one checkpoints/step-N of it",
+            fix="check the path; `rankzero checkpoints RUN` lists what a run has",
+        )
+    problem = find_problem(path)
+    if problem is not None:
+        raise EnvironmentProblem(
+            f"--resume {path}: {problem}",
+            rule="a checkpoint is used only when every file is as it was written",
+            fix="name another one; `rankzero checkpoints RUN --verify` checks them all",
+        )
+    return path, []
+
+
+def _skipped(search: Search) -> list[str]:
+    return [_skip_line(checkpoint, reason) for checkpoint, reason in search.skipped]
+
+
+def _skip_line(checkpoint: Checkpoint, reason: str) -> str:
+    return f"skipped {checkpoint.path.name}: {reason}"
+
+
+def _all_damaged(checkpoints: Path, search: Search) -> EnvironmentProblem:
+    lines = "\n".join(f"  {line}" for line in _skipped(search))
+    return EnvironmentProblem(
+        f"none of the {len(search.skipped)} checkpoints in {checkpoints} is valid:\n{lines}",
+        rule="a run goes on from a checkpoint whose every file is as it was written",
+        fix="bring the files back, or choose another output_dir to begin anew",
+    )
