@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": "Let a run, a model or several answer.",
     "evaluate": "Measure a finished run on a split of its data.",
     "compare": "Show runs side by side: settings that differ, losses, rates, memory.",
+    "checkpoints": "List a run's checkpoints, verify them, remove those it no longer needs.",
     "profiles": "List the hardware profiles; the one this machine matches is marked.",
     "doctor": "Show what works on this machine: versions, GPUs, compiled parts, memory, disk.",
 }
