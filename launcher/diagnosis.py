@@ -30,6 +30,8 @@ _CLASSES = {
 }
 _TAIL_LINES = 8
 _REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+WITH_ANOTHER = "while working with another rank"
+"""How the message of a rank ends that another one's stop broke off (trainer.failures)."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Evidence:
     """Signals that asked the launcher to stop."""
     was_oom: bool = False
     """The kernel ended a process for want of memory during the attempt."""
+    how_to_go_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,14 +155,23 @@ _SEE_LOG = "see the last lines of its log for what it was doing"
 
 
 def _interrupted(interrupted: Sequence[RankEnd], evidence: Evidence) -> Verdict:
-    first = min(interrupted, key=lambda end: end.time, default=None)
+    """Tell it in the words of a rank that knows more than that another stopped, best rank 0's."""
+    knowing = [end for end in interrupted if not end.record.message.endswith(WITH_ANOTHER)]
+    first = min(
+        knowing or interrupted, key=lambda end: (end.record.rank > 0, end.time), default=None
+    )
     if evidence.requests:
         error = interrupted_by(evidence.requests[0])
     else:
         assert first is not None
         error = Interrupted(first.record.message)
-    if first is not None and first.record.exit_code == INTERRUPTED_BY_KEYBOARD:
-        error.exit_code = INTERRUPTED_BY_KEYBOARD
+    codes = {end.record.exit_code for end in interrupted}
+    if codes:  # Ctrl-C counts as one only where every rank says so: the others may have saved
+        is_keyboard = codes == {INTERRUPTED_BY_KEYBOARD}
+        error.exit_code = INTERRUPTED_BY_KEYBOARD if is_keyboard else Interrupted.exit_code
+    if knowing and first is not None:
+        error.what = first.record.message
+    error.fix = evidence.how_to_go_on
     rank = first.record.rank if first is not None else None
     return Verdict("interrupted", error, Interrupted.__name__, rank)
 

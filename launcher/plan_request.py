@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from launcher.engines.launch import EngineName
@@ -13,6 +13,15 @@ from trainer.config import Config
 from trainer.model_facts import ModelFacts
 
 Precision = Literal["fp32", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a run that goes on has fixed or shown; None: it is new, or nobody wrote it down."""
+
+    global_batch_size: int | None = None
+    save_seconds: float | None = None
+    """Of its last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ class Request:
     processes_per_node: int
     engine: EngineName | None = None
     """None: the planner chooses."""
+    past: Past = Past()
 
     @property
     def world_size(self) -> int:
@@ -82,5 +92,23 @@ class Request:
         training = self.config.training
         if training.global_batch_size is not None:
             return training.global_batch_size
-        pair = (training.batch_size or 1) * (training.gradient_accumulation_steps or 1)
-        return pair * self.world_size
+        return self.past.global_batch_size or pair_size(self.config) * self.world_size
+
+
+def pair_size(config: Config) -> int:
+    """Return the examples per process and step that the config's batch pair asks for."""
+    training = config.training
+    return (training.batch_size or 1) * (training.gradient_accumulation_steps or 1)
+
+
+def with_kept_batch(basis: Basis, config: Config, past: Past, world_size: int) -> Basis:
+    """Add why a batch pair is read as another global batch than it amounts to here."""
+    now = pair_size(config) * world_size
+    if config.training.global_batch_size is not None or past.global_batch_size in (None, now):
+        return basis
+    kept = Decision(
+        setting="batch_size x accumulation",
+        value=f"{past.global_batch_size} per step",
+        reason=f"kept from the run's first start; on {world_size} process(es) it would be {now}",
+    )
+    return replace(basis, decisions=(*basis.decisions, kept))

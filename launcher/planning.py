@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any, cast
 
 from launcher.engines.launch import EngineName
+from launcher.grace import micro_batch_seconds, shutdown_grace, slow_flops_per_second
 from launcher.hardware import resolve_profile
+from launcher.memory import GIB
 from launcher.model_facts import Training, find_facts
 from launcher.plan import Outcome, make_plan
-from launcher.plan_request import Basis, Request, choose_basis
+from launcher.plan_request import Basis, Past, Request, choose_basis, with_kept_batch
 from launcher.profile import Profile
 from launcher.profile_file import shipped_profiles
 from launcher.remedies import find_remedies, refusal
-from launcher.run_plan import RunPlan
+from launcher.run_plan import Decision, RunPlan
+from launcher.strategy import LADDER, Zero
 from trainer.config import Config, Quantization, load_config
 from trainer.deepspeed_config import (
     check_deepspeed_config,
@@ -52,28 +55,65 @@ class PlannedRun:
     """Elements of the model's largest single parameter."""
 
 
-def plan_run(path: Path, overrides: Sequence[str], target: Target) -> PlannedRun:
-    """Plan a config file for a target.
+def plan_run(
+    path: Path, overrides: Sequence[str], target: Target, past: Past | None = None
+) -> PlannedRun:
+    """Plan a config file for a target; `past`: of the run that goes on.
 
     Raises: ConfigError; EnvironmentProblem (exit 3) when nothing fits, with what would.
     """
     config = load_config(path, overrides)
     detected = resolve_profile(target.profile, Path(config.output_dir))
-    request = _request(config, detected.profile, target)
+    request = _request(config, detected.profile, target, past or Past())
     outcome = make_plan(request)
     if outcome.plan is None:
         raise _does_not_fit(request, outcome)
-    fixed = [f"{name}={json.dumps(value)}" for name, value in outcome.plan.overrides.items()]
+    plan = with_grace(outcome.plan, request)
+    fixed = [f"{name}={json.dumps(value)}" for name, value in plan.overrides.items()]
     resolved = load_config(path, [*overrides, *fixed])
     facts = request.facts
     largest = max(facts.largest_matrix_parameters, facts.vocabulary_size * facts.hidden_size)
-    return PlannedRun(resolved, outcome.plan, detected.profile, detected.reasons, largest)
+    return PlannedRun(resolved, plan, detected.profile, detected.reasons, largest)
 
 
-def _request(config: Config, profile: Profile, target: Target) -> Request:
-    basis = choose_basis(config, profile)
+def with_grace(plan: RunPlan, request: Request) -> RunPlan:
+    """Add to a plan how long its ranks may take to save and end. PURE."""
+    config = request.config
+    kept = sum(term.gib for term in plan.terms if term.name == "checkpoints") * GIB
+    grace = shutdown_grace(
+        # As launcher.memory counts the disk: one more than are kept.
+        checkpoint_bytes=kept / (config.checkpoint.keep_last + 1),
+        micro_batch_seconds=micro_batch_seconds(
+            request.facts,
+            plan.overrides["training.max_tokens_per_device"],
+            flops_per_second=slow_flops_per_second(request.profile),
+            relative_time=_relative_time(plan, request),
+        ),
+        last_save_seconds=request.past.save_seconds,
+    )
+    shown = Decision(setting="shutdown timeout", value=f"{grace.seconds} s", reason=grace.reason)
+    return plan.model_copy(
+        update={
+            "shutdown_timeout_seconds": grace.seconds,
+            "decisions": (*plan.decisions, shown),
+        }
+    )
+
+
+def _relative_time(plan: RunPlan, request: Request) -> float:
+    """Return the time of a step by the slowest strategy that puts things where this one does."""
+    name = plan.deepspeed_config
+    zero = Zero() if name is None else Zero.read(request.deepspeed_configs[name])
+    places = (zero.optimizer_on, zero.parameters_on)
+    alike = "zero3_nvme" if "nvme" in places else "zero3_offload" if "cpu" in places else "zero3"
+    _, time = LADDER[alike if zero.stage else None]
+    return 1.5 * time if plan.overrides["training.gradient_checkpointing"] else time
+
+
+def _request(config: Config, profile: Profile, target: Target, past: Past) -> Request:
     nodes = target.nodes or profile.nodes
     processes = target.processes or max(1, profile.gpus_per_node)
+    basis = with_kept_batch(choose_basis(config, profile), config, past, nodes * processes)
     if profile.device != "cpu" and processes > max(1, profile.gpus_per_node):
         raise ConfigError(
             f"--processes {processes} on profile {profile.name} with {profile.gpus_per_node} GPUs",
@@ -93,6 +133,7 @@ def _request(config: Config, profile: Profile, target: Target) -> Request:
         nodes=nodes,
         processes_per_node=processes,
         engine=target.engine,
+        past=past,
     )
 
 

@@ -14,15 +14,14 @@ from trainer.errors import PeerLost
 FAILURE_GRACE_SECONDS = 5.0
 """Between a rank's death and ours to act: gloo tells the others at once, torchrun polls ten times a
 second, DeepSpeed's launcher once. NCCL would let them wait for ten minutes."""
-SAVE_SECONDS = 300.0
-"""How long a rank may save after a request to stop. Kubernetes' own limit comes first there."""
 
 
 class RankWatch:
     """What is known of the ranks of this machine."""
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, attempt: Attempt, *, save_seconds: float) -> None:
         self.attempt = attempt
+        self.save_seconds = save_seconds
         self._last_seen: dict[int, float] = {}
         self._ended_here: set[int] = set()
         self._lost_at: float | None = None
@@ -54,7 +53,7 @@ class RankWatch:
         if has_failed and self._lost_at is None:
             self._lost_at = now + FAILURE_GRACE_SECONDS
         if has_left and self._left_at is None:
-            self._left_at = now + SAVE_SECONDS  # the others were asked too, and may be saving
+            self._left_at = now + self.save_seconds  # the others were asked too, and may be saving
         return any(at is not None and now >= at for at in (self._lost_at, self._left_at))
 
     def end_begins(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -20,10 +21,10 @@ from launcher.engines import EngineCommand, EngineName, Launch, make_engine_comm
 from launcher.engines.rendezvous import free_local_rendezvous
 from launcher.hardware import detect
 from launcher.planning import PlannedRun
-from launcher.run_directory import CreatedRun
+from launcher.run_directory import CreatedRun, create_attempt, goes_on, is_complete, write_plan
 from launcher.strategy import Zero
 from launcher.supervise import supervise
-from trainer.config import Config, to_json
+from trainer.config import to_json
 from trainer.config_paths import with_absolute_paths
 from trainer.deepspeed_config import (
     completed,
@@ -34,27 +35,16 @@ from trainer.deepspeed_config import (
 from trainer.errors import ConfigError, EnvironmentProblem
 from trainer.run_directory import RunDirectory
 
-# torchrun kills its workers so long after SIGTERM; writing adapters takes seconds.
-SHUTDOWN_TIMEOUT_SECONDS = 120
 DRY_RUN_FOLDER = "dry-run"
 
 
 @dataclass(frozen=True)
-class Node:
-    """Which machine of a run this is."""
+class Start:
+    """Which machine of a run this is, and what the run goes on from."""
 
-    rank: int = 0
+    node_rank: int = 0
     rendezvous: str | None = None
-
-
-def require_free_directory(config: Config, node_rank: int) -> None:
-    """Refuse an output_dir that holds a run, before any time is spent on planning.
-
-    Raises: ConfigError.
-    """
-    if node_rank == 0:
-        directory = RunDirectory(Path(config.output_dir).absolute())
-        directory.refuse_run(directory.resolved_config)
+    resume: str = "auto"
 
 
 def prepare_command(resolved: Path) -> list[str]:
@@ -62,7 +52,7 @@ def prepare_command(resolved: Path) -> list[str]:
     return [sys.executable, "-m", "trainer.prepare", "--config", str(resolved)]
 
 
-def show_run(planned: PlannedRun, node: Node) -> str:
+def show_run(planned: PlannedRun, start: Start) -> str:
     """Write what a run's commands name into RUN/dry-run, and return the commands for a shell.
 
     Every engine that can carry out this plan is shown, the chosen one first.
@@ -80,7 +70,7 @@ def show_run(planned: PlannedRun, node: Node) -> str:
     lines = ["# first: prepare the data", shell_line(EngineCommand(prepare_command(resolved)))]
     chosen = planned.plan.engine
     for engine in (chosen, *(name for name in _ENGINES if name != chosen)):
-        launch = _launch(planned, node, resolved, folder)
+        launch = _launch(planned, start, resolved, folder)
         try:
             command = make_engine_command(engine, launch)
         except ConfigError as error:
@@ -94,48 +84,86 @@ def show_run(planned: PlannedRun, node: Node) -> str:
 _ENGINES: tuple[EngineName, ...] = ("python", "torchrun", "accelerate", "deepspeed")
 
 
-def start_run(planned: PlannedRun, given: Path, node: Node) -> int:
-    """Create the run directory, prepare the data, train; return the exit code.
+def start_run(planned: PlannedRun, given: Path, start: Start) -> int:
+    """Prepare the data and train, in a new run directory or going on in one; return the exit code.
 
-    When preparing fails the directory holds no run yet, and is given back.
+    A run that is complete already, and the same, is left as it is.
     Raises: RankZeroError, with the exit code of the rank that caused it.
     """
+    run = RunDirectory(Path(planned.config.output_dir).absolute())
+    if start.resume == "auto" and is_complete(run, _resolved(planned)):
+        click.echo(f"{run.path} is complete: nothing to do", err=True)
+        click.echo(f"its result: {run.adapter if run.adapter.exists() else run.model}", err=True)
+        return 0
     _check_this_machine(planned)
-    output = Path(planned.config.output_dir).absolute()
     with _nvme_folder(planned) as located:
         # Before anything is written: an engine that cannot start this plan says so now.
-        make_engine_command(planned.plan.engine, _launch(located, node, output, output))
-        if node.rank:
-            return _train(located, node, Attempt.create(output, node_rank=node.rank))
-        created = CreatedRun.create(output, given, _resolved(located))
-        is_prepared = False
-        try:
-            code = supervise(prepare_command(created.directory.resolved_config))
-            is_prepared = code == 0
-        finally:
-            if not is_prepared:
-                created.give_back()
+        make_engine_command(planned.plan.engine, _launch(located, start, run.path, run.path))
+        if start.node_rank:
+            return _join_run(located, start, run)
+        if goes_on(run, start.resume):
+            return _go_on(located, given, start, run)
+        return _begin(located, given, start, run)
+
+
+def _begin(planned: PlannedRun, given: Path, start: Start, run: RunDirectory) -> int:
+    """Train in a new run directory, which is given back when preparing fails: it holds no run."""
+    created = CreatedRun.create(run.path, given, _resolved(planned), resume=start.resume)
+    is_prepared = False
+    try:
+        code = supervise(prepare_command(run.resolved_config))
+        is_prepared = code == 0
+    finally:
         if not is_prepared:
-            return code
-        text = planned.plan.model_dump_json(indent=2) + "\n"
-        created.directory.plan.write_text(text, encoding="utf-8")
-        return _train(located, node, Attempt.create(output))
+            created.give_back()
+    if not is_prepared:
+        return code
+    write_plan(run.plan, planned.plan)
+    return _train(planned, start, run.resolved_config, Attempt.create(run.path))
 
 
-def _train(planned: PlannedRun, node: Node, attempt: Attempt) -> int:
-    resolved = attempt.run.resolved_config
-    if node.rank:  # the run directory is node 0's; it may be on another disk
-        resolved = _write_resolved(planned, attempt.folder)
-        code = supervise(prepare_command(resolved))
-        if code:
-            return code
-    launch = _launch(planned, node, resolved, attempt.folder)
+def _go_on(planned: PlannedRun, given: Path, start: Start, run: RunDirectory) -> int:
+    """Train in a directory that holds a run; its plan.json is replaced unless it is refused."""
+    attempt = create_attempt(run, given, _resolved(planned), planned.plan)
+    resolved = attempt.folder / run.resolved_config.name
+    code = supervise(prepare_command(resolved))
+    if code:
+        return code
+    is_accepted = True
+    try:
+        return _train(planned, start, resolved, attempt)
+    except ConfigError:  # not this run: what is here stays as it was
+        is_accepted = False
+        raise
+    finally:
+        if is_accepted:
+            with contextlib.suppress(EnvironmentProblem):  # the attempt's own end is to be told
+                write_plan(run.plan, planned.plan)
+
+
+def _join_run(planned: PlannedRun, start: Start, run: RunDirectory) -> int:
+    """Train on another node than the first, whose run directory may be on another disk."""
+    attempt = Attempt.create(run.path, node_rank=start.node_rank)
+    resolved = _write_resolved(planned, attempt.folder)
+    code = supervise(prepare_command(resolved))
+    return code or _train(planned, start, resolved, attempt)
+
+
+def _train(planned: PlannedRun, start: Start, resolved: Path, attempt: Attempt) -> int:
+    launch = _launch(planned, start, resolved, attempt.folder)
     command = make_engine_command(planned.plan.engine, launch)
     _write_files(command)
-    return supervise(command.argv, environment=command.environment, attempt=attempt)
+    return supervise(
+        command.argv,
+        environment=command.environment,
+        attempt=attempt,
+        save_seconds=planned.plan.shutdown_timeout_seconds,
+        how_to_go_on="run the same command again"
+        + ("" if start.resume == "auto" else " with --resume auto"),
+    )
 
 
-def _launch(planned: PlannedRun, node: Node, resolved: Path, folder: Path) -> Launch:
+def _launch(planned: PlannedRun, start: Start, resolved: Path, folder: Path) -> Launch:
     plan = planned.plan
     own = planned.config.training.deepspeed_config
     return Launch(
@@ -144,10 +172,11 @@ def _launch(planned: PlannedRun, node: Node, resolved: Path, folder: Path) -> La
         folder=folder,
         processes=plan.processes_per_node,
         precision=plan.precision,
-        shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_SECONDS,
+        shutdown_timeout_seconds=plan.shutdown_timeout_seconds,
+        resume=start.resume,
         nodes=plan.nodes,
-        node_rank=node.rank,
-        rendezvous=node.rendezvous or (free_local_rendezvous() if plan.nodes == 1 else None),
+        node_rank=start.node_rank,
+        rendezvous=start.rendezvous or (free_local_rendezvous() if plan.nodes == 1 else None),
         device=plan.device,
         devices=visible_devices(os.environ) if plan.device == "cuda" else (),
         deepspeed_config=None if own is None else find_deepspeed_config(own),

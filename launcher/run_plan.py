@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from launcher.engines.launch import EngineName
+from launcher.grace import LEAST_SECONDS
 
 
 class _Part(BaseModel):
@@ -61,6 +62,8 @@ class RunPlan(_Part):
     precision: Literal["fp32", "fp16", "bf16"]
     tensors_gib: float
     """What the allocator's peak should show on one device."""
+    shutdown_timeout_seconds: int = LEAST_SECONDS
+    """From a request to stop to SIGKILL: enough to finish a micro-batch and save."""
     overrides: dict[str, Any]
     """Settings the plan fixes in the run's config, by dotted name."""
     decisions: tuple[Decision, ...]

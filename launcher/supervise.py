@@ -14,6 +14,7 @@ import psutil
 
 from launcher.attempt import Attempt
 from launcher.diagnosis import REMEDIES, Evidence, exit_codes_in, interrupted_by, signal_name
+from launcher.grace import LEAST_SECONDS
 from launcher.process_tree import (
     adopt_orphans,
     below,
@@ -23,7 +24,7 @@ from launcher.process_tree import (
     reap,
     send,
 )
-from launcher.rank_watch import SAVE_SECONDS, RankWatch
+from launcher.rank_watch import RankWatch
 from launcher.streams import Streams
 from launcher.terminal_log import terminal_environment
 from launcher.verdict import conclude
@@ -32,7 +33,8 @@ from trainer.errors import EnvironmentProblem, TrainingFailed
 
 POLL_SECONDS = 0.2
 KILL_GRACE_SECONDS = 5.0
-"""From SIGTERM to SIGKILL once the run is lost: enough to write a record, not to save."""
+"""From SIGTERM to SIGKILL once the run is lost, or asked to stop a second time: enough to write a
+record, not to save."""
 ENGINE_SECONDS = 5.0
 """What an engine gets after its ranks were killed, to see it and print their exit codes."""
 _SAME_REQUEST_SECONDS = 1.0
@@ -51,35 +53,42 @@ def supervise(
     environment: Mapping[str, str] | None = None,
     attempt: Attempt | None = None,
     is_interactive: bool = False,
+    save_seconds: float = LEAST_SECONDS,
+    how_to_go_on: str = "",
 ) -> int:
     """Run a command to its end and return its exit code.
 
     The child gets a session of its own, so that Ctrl-C reaches it once, from here. An interactive
     one stays on the terminal, where it gets Ctrl-C by itself. `environment` is added to ours.
 
-    With an attempt the command is an engine of a run: its ranks are watched, and what the run came
-    to is raised as the error of the rank that caused it, with that rank's exit code.
+    With an attempt the command is an engine of a run: its ranks are watched, they get
+    `save_seconds` once one has stopped on request, and what the run came to is raised as the error
+    of the rank that caused it, with that rank's exit code; `how_to_go_on` is the fix of a run that
+    was stopped.
 
     Raises: Interrupted when it ended on a request to stop, TrainingFailed when a rank or the
     command died; with an attempt any RankZeroError. Main thread only.
     """
     with _receiving_signals() as wake:
         oom_kills = count_oom_kills()
-        supervisor = _Supervisor(command, environment or {}, attempt, is_interactive)
+        status = attempt.run.read_status() if attempt is not None else {}
+        ranks = None if attempt is None else RankWatch(attempt, save_seconds=save_seconds)
+        supervisor = _Supervisor(command, environment or {}, ranks, is_interactive)
         try:
             code = supervisor.run(wake)
         finally:
             supervisor.close()
-    if attempt is not None and supervisor.ranks is not None:
+    if attempt is not None and ranks is not None:
         evidence = Evidence(
             engine=" ".join(command[1:3]),
             engine_code=code,
             requests=tuple(supervisor.requests),
             was_oom=count_oom_kills() > oom_kills,
+            how_to_go_on=how_to_go_on,
         )
         pids = [record.pid for record in attempt.records()]
         codes = exit_codes_in(attempt.last_text(0), pids) | {supervisor.engine.pid: code}
-        return conclude(attempt, supervisor.ranks.ends(codes), evidence)
+        return conclude(attempt, ranks.ends(codes), evidence, status_before=status)
     if code >= 0:
         return code
     name = signal_name(-code)
@@ -99,28 +108,30 @@ class _Supervisor:
         self,
         command: Sequence[str],
         environment: Mapping[str, str],
-        attempt: Attempt | None,
+        ranks: RankWatch | None,
         is_interactive: bool,
     ) -> None:
         self.is_interactive = is_interactive
         self.requests: list[signal.Signals] = []
         self.sent: set[int] = set()
+        self.asked: set[int] = set()
         self.last_request = float("-inf")
         self.kill_at: float | None = None
         self.before = {process.pid for process in below(psutil.Process())}
         adopt_orphans()
-        self.ranks = None if attempt is None else RankWatch(attempt)
-        self.streams = None if attempt is None else Streams(attempt.log(0))
-        self.engine = self._start(command, environment, attempt)
+        self.ranks = ranks
+        self.streams = None if ranks is None else Streams(ranks.attempt.log(0))
+        self.engine = self._start(command, environment)
 
     def _start(
-        self, command: Sequence[str], environment: Mapping[str, str], attempt: Attempt | None
+        self, command: Sequence[str], environment: Mapping[str, str]
     ) -> subprocess.Popen[bytes]:
         inherited = {**os.environ, **environment}
         stdin = stdout = stderr = None
-        if attempt is not None and self.streams is not None:
+        if self.ranks is not None and self.streams is not None:
+            folder = self.ranks.attempt.folder
             inherited |= terminal_environment(inherited)
-            inherited |= {VARIABLE: str(attempt.folder.absolute()), "PYTHONUNBUFFERED": "1"}
+            inherited |= {VARIABLE: str(folder.absolute()), "PYTHONUNBUFFERED": "1"}
             stdin, stdout, stderr = self.streams.for_child()
         try:
             engine = subprocess.Popen(
@@ -161,26 +172,36 @@ class _Supervisor:
         return self.engine.returncode
 
     def _request(self, number: signal.Signals) -> None:
-        """Pass a request to stop on; the third one ends everything at once."""
+        """Pass a request to stop on; the second kills soon, the third at once."""
         now = time.monotonic()
         if now - self.last_request < _SAME_REQUEST_SECONDS:
             return
         self.last_request = now
         passed = _PASSED_ON[number]
-        self.requests.append(number)
         self.sent.add(passed)
         if number == signal.SIGINT and self.is_interactive:
             return  # the terminal has sent it to the child already
+        self.requests.append(number)
         if len(self.requests) > 2:
             self.kill_at = now - ENGINE_SECONDS
             return
         ranks = self.ranks.alive() if self.ranks is not None else []
         send(ranks, passed)
+        self.asked.update(rank.pid for rank in ranks)
         # An engine that is asked starts to count: torchrun kills its workers 30 s later, DeepSpeed
         # one after the other. It sees them end anyway, so while they save it is left in peace.
         is_first = len(self.requests) == 1
-        if not (is_first and self.ranks is not None and self.ranks.are_all_here()):
+        is_left_alone = is_first and self.ranks is not None and self.ranks.are_all_here()
+        if not is_left_alone and self.engine.pid not in self.asked:
             self._signal_engine(passed)
+        if not is_first:
+            self._end_soon(now + KILL_GRACE_SECONDS)
+
+    def _end_soon(self, kill_at: float) -> None:
+        """Leave a little time to end, and no more: a rank in a collective hears no signal."""
+        self.kill_at = kill_at if self.kill_at is None else min(self.kill_at, kill_at)
+        if self.ranks is not None:
+            self.ranks.end_begins()
 
     def _signal_engine(self, number: signal.Signals) -> None:
         # Not Popen.send_signal: it may reap the child by itself.
@@ -195,7 +216,8 @@ class _Supervisor:
             self.ranks.end_begins()
             if self.engine.returncode is None:
                 asked = self.ranks.alive()
-        send(asked, signal.SIGTERM)
+        # One that was asked may be saving, and a second request would stop it at once.
+        send([each for each in asked if each.pid not in self.asked], signal.SIGTERM)
 
     def _end_the_rest(self) -> bool:
         """End what is left; true when nothing is."""
@@ -203,7 +225,10 @@ class _Supervisor:
         if not rest:
             return self.engine.returncode is not None
         if self.kill_at is None:
-            self._begin_to_end(SAVE_SECONDS if self.requests else KILL_GRACE_SECONDS)
+            grace = KILL_GRACE_SECONDS
+            if self.ranks is not None and self.requests:
+                grace = self.ranks.save_seconds
+            self._begin_to_end(grace)
         elif time.monotonic() >= self.kill_at:
             self._kill(rest, self.kill_at)
         return False

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
 from launcher.attempt import Attempt
 from launcher.diagnosis import Evidence, RankEnd, Verdict, judge, last_lines
-from trainer.status import Ending, write_verdict
+from trainer.errors import ConfigError
+from trainer.run_directory import RunDirectory
+from trainer.status import Ending, write_termination_log, write_verdict
 
 
-def conclude(attempt: Attempt, ranks: Sequence[RankEnd], evidence: Evidence) -> int:
-    """Return 0 for a completed attempt.
+def conclude(
+    attempt: Attempt,
+    ranks: Sequence[RankEnd],
+    evidence: Evidence,
+    *,
+    status_before: Mapping[str, Any],
+) -> int:
+    """Return 0 for a completed attempt. `status_before`: what status.json said when it began.
 
     Raises: RankZeroError, the cause, with its exit code.
     """
@@ -20,20 +29,30 @@ def conclude(attempt: Attempt, ranks: Sequence[RankEnd], evidence: Evidence) -> 
     if verdict is None:
         return 0
     error = verdict.error
-    write_verdict(
-        attempt.run,
-        Ending(
-            state=verdict.state,
-            exit_code=error.exit_code,
-            rank=verdict.rank,
-            error=verdict.name,
-            message=error.what,
-            remedy=error.fix,
-        ),
+    ending = Ending(
+        state=verdict.state,
+        exit_code=error.exit_code,
+        rank=verdict.rank,
+        error=verdict.name,
+        message=error.what,
+        remedy=error.fix,
     )
+    if error.exit_code == ConfigError.exit_code and _tells_of_another(attempt.run, status_before):
+        write_termination_log(ending)
+    else:
+        write_verdict(attempt.run, ending)
     if verdict.state == "failed":
         _show_log(attempt, verdict)
     raise error
+
+
+def _tells_of_another(run: RunDirectory, before: Mapping[str, Any]) -> bool:
+    """Whether status.json is an earlier attempt's, or that of somebody who is still at work.
+
+    An attempt that was refused leaves it so: a completed run stays completed.
+    """
+    is_unchanged = run.read_status() == before and before.get("state") not in (None, "preparing")
+    return is_unchanged or run.process_at_work() is not None
 
 
 def _show_log(attempt: Attempt, verdict: Verdict) -> None:

@@ -17,8 +17,8 @@ from trainer.errors import Interrupted
 
 _REQUESTS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _SAME_REQUEST_SECONDS = 1.0
-"""One request may come as several signals: Ctrl-C reaches a rank from the terminal and from torchrun,
-a closed terminal sends two."""
+"""One request may come as several signals: Ctrl-C reaches a rank from the terminal and from
+torchrun, a closed terminal sends two."""
 _request: signal.Signals | None = None
 _requested_at = 0.0
 _is_deferred = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from trainer.callbacks.progress import ProgressCallback
 from trainer.callbacks.take_up import TakeUpCallback
 from trainer.checkpoints.commit import clear_leftovers
 from trainer.checkpoints.folder import checkpoint_name
-from trainer.checkpoints.resume import AUTO, NEVER, Start, find_start
+from trainer.checkpoints.resume import AUTO, NEVER, Start, bring_in, find_start
 from trainer.checkpoints.saver import Checkpointer, publish
 from trainer.config import Config, load_config
 from trainer.config_paths import with_absolute_paths
@@ -48,7 +49,7 @@ from trainer.status import write_completed, write_failed, write_running
 from trainer.tokenizer import load_training_tokenizer
 from trainer.tracking import tracker_environment
 from trainer.training import RankZeroTrainer, build_training_arguments, to_training_arguments
-from trainer.weights import write_weights
+from trainer.weights import clear_temporaries, write_weights
 from trainer.world import World, read_world
 
 
@@ -115,7 +116,7 @@ class Session:
         contract = describe_run(self.config, data, plan)
         start = Start()
         if self.world.is_rank_zero:
-            start = self.find_start(contract)
+            start = bring_in(self.find_start(contract), self.directory)
             self.describe(start, contract, data, plan)
         trainer = self.build_trainer(data, plan)
         trainer.begin(start, Checkpointer(trainer, self.directory, contract, self.console))
@@ -166,6 +167,19 @@ class Session:
         resolved = with_absolute_paths(with_fixed_batch(self.config, plan))
         write_json(self.directory.resolved_config, resolved.model_dump(mode="json"))
         write_report(self.config, data.entry)
+        clear_temporaries(self.directory.path)
+        self.show_best(start)
+
+    def show_best(self, start: Start) -> None:
+        """Bring best_model/ back to what was the best at `start`: later steps are done again."""
+        state = start.state
+        if state is not None and not state.holds_weights(is_lora=self.config.lora.enabled):
+            return
+        if state is None or state.best_step is None:
+            shutil.rmtree(self.directory.best_model, ignore_errors=True)
+        else:
+            best = self.directory.checkpoints / checkpoint_name(state.best_step)
+            publish(best, self.directory.best_model)
 
     def build_trainer(self, data: PreparedData, plan: BatchPlan) -> RankZeroTrainer:
         """Everything that must exist before the first step; joins the process group."""

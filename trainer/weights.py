@@ -60,6 +60,13 @@ def replace_folder(new: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def clear_temporaries(parent: Path) -> None:
+    """Remove what a killed `replace_folder` left, once the folders themselves are made anew."""
+    for path in parent.glob(".*"):
+        if path.is_dir() and path.suffix in (".partial", ".old"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _gathered(trainer: RankZeroTrainer, *, writes: bool) -> AbstractContextManager[Any]:
     """Under ZeRO-3, make the trained parameters whole for a moment; elsewhere do nothing."""
     parameters = [p for p in trainer.model.parameters() if p.requires_grad]

@@ -12,8 +12,10 @@ from launcher.commands.options import nodes_option, set_option
 from launcher.engines.launch import EngineName
 from launcher.plan_table import render_summary
 from launcher.planning import Target, plan_run
-from launcher.run import Node, require_free_directory, show_run, start_run
+from launcher.run import Start, show_run, start_run
+from launcher.run_directory import enter, read_past, resume_choice
 from trainer.config import load_config
+from trainer.run_directory import RunDirectory
 
 
 @click.command()
@@ -32,6 +34,12 @@ from trainer.config import load_config
     type=click.IntRange(min=1),
     help="Per node; default the GPUs of the profile, 1 on a CPU.",
 )
+@click.option(
+    "--resume",
+    default="auto",
+    metavar="auto|never|PATH",
+    help="Go on with the run in output_dir, if there is one; never; or from a checkpoint or run.",
+)
 @nodes_option
 @click.option("--node-rank", type=click.IntRange(min=0), default=0, help="Which of them this is.")
 @click.option("--rendezvous", metavar="HOST:PORT", help="Where nodes meet: an address of node 0.")
@@ -46,6 +54,7 @@ def train(
     profile: str,
     engine: str,
     processes: int | None,
+    resume: str,
     nodes: int | None,
     node_rank: int,
     rendezvous: str | None,
@@ -53,13 +62,16 @@ def train(
     dry_run: bool,
 ) -> None:
     """Plan, prepare the data and train."""
-    require_free_directory(load_config(config, overrides), node_rank)
+    start = Start(node_rank, rendezvous, resume_choice(resume))
+    run = RunDirectory(Path(load_config(config, overrides).output_dir).absolute())
+    if node_rank == 0:  # before any time is spent on planning
+        enter(run, start.resume, is_waiting=not dry_run)
     name: EngineName | None = None if engine == "auto" else engine  # type: ignore[assignment]
-    planned = plan_run(config, overrides, Target(profile, name, processes, nodes))
-    node = Node(node_rank, rendezvous)
+    target = Target(profile, name, processes, nodes)
+    planned = plan_run(config, overrides, target, read_past(run, start.resume))
     summary = render_summary(planned.plan, planned.reasons)
     Console(stderr=True, highlight=False, soft_wrap=True).print(summary)
     if dry_run:
-        click.echo(show_run(planned, node))
+        click.echo(show_run(planned, start))
     else:
-        sys.exit(start_run(planned, config, node))
+        sys.exit(start_run(planned, config, start))

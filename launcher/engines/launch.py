@@ -25,6 +25,7 @@ class Launch:
     processes: int  # per node
     precision: Precision
     shutdown_timeout_seconds: int  # between SIGTERM and SIGKILL; above the time a save takes
+    resume: str = "auto"  # or never, or what to go on from
     nodes: int = 1
     node_rank: int = 0
     rendezvous: str | None = None  # host:port of node 0
@@ -38,7 +39,8 @@ class Launch:
 
     @property
     def trainer_arguments(self) -> list[str]:
-        return ["--config", str(self.resolved)]
+        resume = [] if self.resume == "auto" else ["--resume", self.resume]
+        return ["--config", str(self.resolved), *resume]
 
     def address(self) -> tuple[str, int]:
         """Return the host and port where the ranks meet.

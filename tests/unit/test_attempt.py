@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from launcher.attempt import Attempt, process_of
+from launcher.diagnosis import WITH_ANOTHER
+from trainer import failures
 from trainer.attempt import RankRecord, ended_with, read_record, taking_part
 from trainer.errors import ConfigError, EnvironmentProblem, Interrupted, PeerLost, TrainingFailed
 from trainer.failures import explained
@@ -99,6 +102,15 @@ def test_a_broken_connection_is_a_lost_peer(error: BaseException) -> None:
 )
 def test_this_ranks_own_trouble_is_not(error: BaseException) -> None:
     assert explained(error) is error
+
+
+def test_a_rank_whose_partner_stopped_is_known_by_its_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(failures, "requested", lambda: signal.SIGTERM)
+    known = explained(RuntimeError("Connection closed by peer [::1]:57059"))
+    assert isinstance(known, Interrupted)
+    assert known.what.endswith(WITH_ANOTHER)
 
 
 def test_a_taken_port_is_the_machines_trouble() -> None:

@@ -53,6 +53,7 @@ FROZEN = {
     },
     "evaluate": {"run", "--split", "--json"},
     "compare": {"runs", "--json"},
+    "checkpoints": {"run", "--verify", "--prune", "--json"},
     "profiles": {"--json"},
     "doctor": {"--json"},
 }

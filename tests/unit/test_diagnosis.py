@@ -28,6 +28,9 @@ STOPPED = {
     "error": "Interrupted",
     "message": "stopped by SIGTERM",
 }
+SAVED = {**STOPPED, "message": "stopped by SIGTERM after step 41; checkpoints/step-000041 saved"}
+ECHO = {**STOPPED, "message": "stopped on request, while working with another rank"}
+CTRL_C = {**STOPPED, "exit_code": 130, "error": "KeyboardInterrupt", "message": "stopped by SIGINT"}
 
 
 def end(rank: int, said: dict[str, Any] | None = None, *, at: float = 50.0, **how: Any) -> RankEnd:
@@ -98,15 +101,53 @@ def test_the_out_of_memory_killer_is_named_only_with_evidence() -> None:
 def test_a_request_to_stop_is_no_failure_unless_one_happened() -> None:
     asked = {"requests": (signal.SIGTERM,)}
     for ranks in ([end(0, STOPPED), end(1, LOST)], [end(0, STOPPED), end(1, exit_code=-15)], []):
-        error = verdict_of(*ranks, **asked)
+        error = verdict_of(*ranks, **asked, how_to_go_on="again")
         assert type(error) is Interrupted
-        assert (error.what, error.exit_code) == ("stopped by SIGTERM", 75)
+        assert (error.what, error.exit_code, error.fix) == ("stopped by SIGTERM", 75, "again")
     assert verdict_of(end(0, STOPPED), end(1, FAILED), **asked).exit_code == 4
-    assert verdict_of(end(0, STOPPED), requests=(signal.SIGINT,)).exit_code == 130
+
+
+@pytest.mark.parametrize(
+    ("ranks", "request_", "code"),
+    [
+        ([SAVED, SAVED], signal.SIGINT, 75),
+        ([STOPPED, CTRL_C], signal.SIGINT, 75),
+        ([CTRL_C, CTRL_C], signal.SIGINT, 130),
+        ([], signal.SIGINT, 130),
+        ([], signal.SIGHUP, 75),
+        ([CTRL_C, CTRL_C], None, 130),
+    ],
+    ids=["saved", "one of them", "before training", "nobody said", "terminal closed", "not by us"],
+)
+def test_ctrl_c_is_one_only_before_there_is_something_to_save(
+    ranks: list[dict[str, Any]], request_: signal.Signals | None, code: int
+) -> None:
+    requests = () if request_ is None else (request_,)
+    ends = [end(rank, said) for rank, said in enumerate(ranks)]
+    assert verdict_of(*ends, requests=requests).exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("ranks", "what"),
+    [
+        ([(SAVED, 20), (STOPPED, 10)], SAVED["message"]),
+        ([(ECHO, 10), (SAVED, 20)], SAVED["message"]),
+        ([(ECHO, 10), (ECHO, 20)], "stopped by SIGHUP"),
+        ([(STOPPED, 20), (SAVED, 10)], "stopped by SIGTERM"),
+    ],
+    ids=["rank 0 first", "who knows more", "nobody knows", "rank 0 though it is later"],
+)
+def test_an_interruption_is_told_in_the_words_of_the_rank_that_knows(
+    ranks: list[tuple[dict[str, Any], float]], what: str
+) -> None:
+    ends = [end(rank, said, at=at) for rank, (said, at) in enumerate(ranks)]
+    assert verdict_of(*ends, requests=(signal.SIGHUP,)).what == what
 
 
 def test_ranks_asked_by_somebody_else_are_interrupted_too() -> None:
-    assert verdict_of(end(0, STOPPED), end(1, STOPPED)).exit_code == 75
+    # One rank got SIGTERM, all saved; torchrun, Accelerate and DeepSpeed call that a failure.
+    error = verdict_of(end(0, SAVED), end(1, SAVED, exit_code=75), code=1)
+    assert (type(error), error.what, error.exit_code) == (Interrupted, SAVED["message"], 75)
     # DeepSpeed's runner dies of the signal itself.
     assert verdict_of(end(0, STOPPED), end(1, STOPPED), code=-15).exit_code == 75
 

@@ -58,6 +58,12 @@ def test_every_engine_starts_the_trainer_on_the_resolved_config(engine: Any) -> 
     assert command.argv[-3:] == ["trainer", "--config", str(RESOLVED)]
 
 
+@pytest.mark.parametrize("engine", ["python", "torchrun", "accelerate", "deepspeed"])
+def test_what_to_go_on_from_is_passed_on(engine: Any) -> None:
+    command = make_engine_command(engine, launch(processes=1, resume="/runs/other one"))
+    assert command.argv[-2:] == ["--resume", "/runs/other one"]
+
+
 @pytest.mark.parametrize("engine", ["torchrun", "accelerate"])
 def test_the_time_to_save_is_given_to_torchrun(engine: Any) -> None:
     environment = make_engine_command(engine, launch()).environment

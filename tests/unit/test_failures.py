@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -19,8 +17,8 @@ from trainer.errors import (
     TrainingFailed,
 )
 from trainer.failures import explained
-from trainer.run_directory import RunDirectory, write_json
-from trainer.status import write_completed, write_failed, write_running
+from trainer.run_directory import RunDirectory
+from trainer.status import write_failed, write_running
 from trainer.world import World
 
 
@@ -71,32 +69,12 @@ def test_a_directory_is_free_again_when_nothing_was_trained(
     error: RankZeroError, tmp_path: Path
 ) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.claim()
+    run.claim(resume="never")
     write_running(run)
-    with pytest.raises(ConfigError, match="already holds a run"):
-        run.claim()  # its process, this one, is alive
+    with pytest.raises(ConfigError, match="is in progress"):
+        run.claim(resume="never")  # its process, this one, is alive
     write_failed(run, World(), error)
-    run.claim()
+    run.claim(resume="never")
     run.metrics.write_text("{}")
     with pytest.raises(ConfigError, match=r"metrics\.jsonl is there"):
-        run.claim()
-
-
-def test_a_run_whose_process_died_before_training_gives_its_directory_back(
-    tmp_path: Path,
-) -> None:
-    run = RunDirectory(tmp_path)
-    ended = os.spawnlp(os.P_NOWAIT, "true", "true")
-    os.waitpid(ended, 0)
-    write_json(run.status, {"state": "running", "pid": ended, "host": socket.gethostname()})
-    run.claim()
-    write_json(run.status, {"state": "running", "pid": ended, "host": "another-host"})
-    with pytest.raises(ConfigError):
-        run.claim()
-
-
-def test_a_completed_run_is_taken(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path)
-    write_completed(run)
-    with pytest.raises(ConfigError, match="already holds a run"):
-        run.claim()
+        run.claim(resume="never")

@@ -13,12 +13,13 @@ import pytest
 
 from launcher import rank_watch
 from launcher.attempt import Attempt
-from launcher.rank_watch import FAILURE_GRACE_SECONDS, SAVE_SECONDS, RankWatch
+from launcher.rank_watch import FAILURE_GRACE_SECONDS, RankWatch
 from trainer.attempt import RankRecord, record_path
 from trainer.run_directory import write_json
 
 ALIVE = psutil.Process().create_time()
 GONE = ALIVE - 1000  # this pid was another process then
+SAVE_SECONDS = 480.0
 
 
 class Clock:
@@ -63,7 +64,7 @@ def write(attempt: Attempt, rank: int, created: float, **said: Any) -> None:
 def test_the_others_get_time_to_end_by_themselves(
     created: float, said: dict[str, Any], grace: float, attempt: Attempt, clock: Clock
 ) -> None:
-    watch = RankWatch(attempt)
+    watch = RankWatch(attempt, save_seconds=SAVE_SECONDS)
     write(attempt, 0, ALIVE)
     write(attempt, 1, created, **said)
     assert not watch.is_lost()
@@ -74,7 +75,7 @@ def test_the_others_get_time_to_end_by_themselves(
 
 
 def test_a_completed_rank_is_not_missed(attempt: Attempt, clock: Clock) -> None:
-    watch = RankWatch(attempt)
+    watch = RankWatch(attempt, save_seconds=SAVE_SECONDS)
     write(attempt, 0, ALIVE)
     write(attempt, 1, GONE, state="completed")
     assert not watch.is_lost()
@@ -85,7 +86,7 @@ def test_a_completed_rank_is_not_missed(attempt: Attempt, clock: Clock) -> None:
 def test_a_rank_that_saves_is_left_in_peace_when_another_lost_its_peer(
     attempt: Attempt, clock: Clock
 ) -> None:
-    watch = RankWatch(attempt)
+    watch = RankWatch(attempt, save_seconds=SAVE_SECONDS)
     write(attempt, 0, ALIVE)
     write(attempt, 1, GONE, state="interrupted")
     write(attempt, 2, GONE, state="failed", error="PeerLost")
@@ -97,7 +98,7 @@ def test_a_rank_that_saves_is_left_in_peace_when_another_lost_its_peer(
 def test_what_happens_after_the_end_began_is_the_launchers_doing(
     attempt: Attempt, clock: Clock
 ) -> None:
-    watch = RankWatch(attempt)
+    watch = RankWatch(attempt, save_seconds=SAVE_SECONDS)
     write(attempt, 0, ALIVE)
     write(attempt, 1, GONE)
     watch.end_begins()
@@ -110,7 +111,7 @@ def test_what_happens_after_the_end_began_is_the_launchers_doing(
 def test_all_ranks_of_a_machine_must_be_here_to_be_asked_alone(
     attempt: Attempt, clock: Clock
 ) -> None:
-    watch = RankWatch(attempt)
+    watch = RankWatch(attempt, save_seconds=SAVE_SECONDS)
     write(attempt, 0, ALIVE)
     assert not watch.are_all_here()
     write(attempt, 1, ALIVE)

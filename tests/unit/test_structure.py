@@ -19,6 +19,11 @@ ROOT = Path(__file__).parents[2]
 SHARED = {
     "trainer.attempt",
     "trainer.cache_root",
+    "trainer.checkpoints.commit",
+    "trainer.checkpoints.contract",
+    "trainer.checkpoints.folder",
+    "trainer.checkpoints.manifest",
+    "trainer.checkpoints.state",
     "trainer.config",
     "trainer.config_checks",
     "trainer.config_dialects",
@@ -46,7 +51,7 @@ def _imports(package: str) -> Iterator[tuple[Path, str]]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 assert node.level == 0, f"{path}: relative import"
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
-                is_package = node.module in ("trainer", "launcher")
+                is_package = (ROOT / node.module.replace(".", "/")).is_dir()
                 yield from ((path, name) for name in (names if is_package else [node.module]))
 
 

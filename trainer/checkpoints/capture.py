@@ -6,7 +6,7 @@ Ranks: capturing is collective (ZeRO gathers); what comes back is complete on ra
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,19 +40,20 @@ def capture_adapter(trainer: RankZeroTrainer, *, with_optimizer: bool) -> Adapte
     """Copy the adapter, and the optimizer's state, to the host; None on other ranks than 0."""
     model: PeftModel = trainer.model
     zero = trainer.zero_optimizer
-    if zero is None:
-        masters = ((name, p.data) for name, p in trained_parameters(model).items())
-        kept = optimizer_tensors(model, trainer.optimizer) if with_optimizer else ()
-    else:
-        masters = master_weights(model)
-        kept = zero_tensors(model, zero) if with_optimizer else ()
     is_writer = trainer.world.is_rank_zero
+    masters = trained_parameters(model).items() if zero is None else master_weights(model)
     weights = _to_host(masters, keep=is_writer)
-    moments = _to_host(kept, keep=is_writer)
+    moments = _to_host(_moments(trainer) if with_optimizer else (), keep=is_writer)
     if not is_writer:
         return None
     tensors = adapter_tensors(adapter_names(model), weights)
     return AdapterSnapshot(adapter_config(model), tensors, moments)
+
+
+def _moments(trainer: RankZeroTrainer) -> Iterable[tuple[str, torch.Tensor]]:
+    if trainer.zero_optimizer is None:
+        return optimizer_tensors(trainer.model, trainer.optimizer)
+    return zero_tensors(trainer.model, trainer.zero_optimizer)
 
 
 def write_adapter(folder: Path, snapshot: AdapterSnapshot) -> None:
@@ -114,7 +115,7 @@ class TokenizerFiles:
             target.write_bytes(content)
 
 
-def _to_host(tensors: Iterator[tuple[str, torch.Tensor]] | tuple[()], *, keep: bool) -> Tensors:
+def _to_host(tensors: Iterable[tuple[str, torch.Tensor]], *, keep: bool) -> Tensors:
     """Copy tensors; the originals change with the next step. All are asked for on every rank."""
     copied: Tensors = {}
     for name, tensor in tensors:

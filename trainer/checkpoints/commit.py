@@ -107,7 +107,7 @@ def prune(folder: Path, *, keep_last: int, keep: Collection[int], newest: Checkp
     listed = list_checkpoints(folder)
     # Going on from `newest` passed over those above it; these few are looked at in full.
     damaged = {
-        other.step for other in listed if is_damaged(other.path, hashed=False)
+        other.step for other in listed if is_damaged(other.path, hashed=other.step > newest.step)
     }
     usable = [c.step for c in listed if c.step not in damaged]
     recent = [step for step in usable if step < newest.step][: keep_last - 1]

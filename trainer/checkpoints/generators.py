@@ -14,12 +14,13 @@ _STATE_WORDS = 624  # of a Mersenne Twister
 def generator_states() -> dict[str, torch.Tensor]:
     """Return the states of Python, NumPy, torch and this rank's GPU."""
     _, words, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()
+    numpy = np.random.get_state(legacy=False)
+    numpy_words = numpy["state"]["key"].tolist()
     states = {
         "python": torch.tensor(words, dtype=torch.int64),
         "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
-        "numpy": torch.tensor([*keys.tolist(), position, has_gauss], dtype=torch.int64),
-        "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
+        "numpy": torch.tensor([*numpy_words, numpy["state"]["pos"], numpy["has_gauss"]]),
+        "numpy_gauss": torch.tensor([numpy["gauss"]], dtype=torch.float64),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

@@ -48,7 +48,7 @@ def restore_training(trainer: RankZeroTrainer, checkpoint: Path, state: RunState
     elif not trainer.is_portable:
         raise ConfigError(
             f"{checkpoint} was saved by {state.engine}, and this run keeps its state in parts",
-            rule="full fine-tuning moves between one process and DDP, or between equal ZeRO set-ups",
+            rule="full fine-tuning moves between one process and DDP, or stays with its ZeRO stage",
             fix=f"go on with {state.engine}, as it was begun",
         )
     else:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.checkpoints.commit import begin, commit, discard, explaining_writes
 from trainer.checkpoints.contract import check_contract, read_contract
-from trainer.checkpoints.folder import Checkpoint
+from trainer.checkpoints.folder import Checkpoint, checkpoint_name
 from trainer.checkpoints.manifest import FILE_NAME as MANIFEST
 from trainer.checkpoints.manifest import Search, find_problem, newest_valid
 from trainer.checkpoints.state import RunState, read_state
@@ -16,6 +19,7 @@ from trainer.errors import ConfigError, EnvironmentProblem
 from trainer.run_directory import RunDirectory
 
 AUTO, NEVER = "auto", "never"
+_BEST = "BestModelCallback"
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,46 @@ def find_start(
         notes += check_contract(begun, contract, folder or run.path, allow_changes=allow_changes)
     if folder is None:
         return Start(notes=tuple(notes))
-    state = read_state(folder)
+    state, best_notes = _with_usable_best(read_state(folder), folder)
+    notes += best_notes
     saved_by = f"saved by {state.world_size} x {state.engine}, {state.precision}"
     notes.append(f"going on from {folder} (step {state.step}, epoch {state.epoch:.2f}, {saved_by})")
     return Start(folder, state, tuple(notes))
+
+
+def bring_in(start: Start, run: RunDirectory) -> Start:
+    """Copy a start that lies in another run, and its best checkpoint, into this one.
+
+    Ranks: rank 0 only.
+    """
+    if start.checkpoint is None or start.state is None:
+        return start
+    source = start.checkpoint.parent
+    if source.resolve() == run.checkpoints.resolve():
+        return start
+    for step in {start.step, start.state.best_step or start.step}:
+        temporary = begin(run.checkpoints, step)
+        try:
+            with explaining_writes(run.checkpoints):
+                shutil.copytree(source / checkpoint_name(step), temporary, dirs_exist_ok=True)
+            commit(temporary, run.checkpoints, step)
+        except BaseException:
+            discard(temporary)
+            raise
+    return dataclasses.replace(start, checkpoint=run.checkpoints / checkpoint_name(start.step))
+
+
+def _with_usable_best(state: RunState, checkpoint: Path) -> tuple[RunState, list[str]]:
+    """Forget a best checkpoint that cannot be gone back to; the next evaluation finds another."""
+    if state.best_step is None or state.best_step == state.step:
+        return state, []
+    best = checkpoint.with_name(checkpoint_name(state.best_step))
+    problem = find_problem(best)
+    if problem is None:
+        return state, []
+    callbacks = {name: kept for name, kept in state.callbacks.items() if name != _BEST}
+    note = f"{best.name}, the best so far, is not usable: {problem}; the best is sought anew"
+    return dataclasses.replace(state, best_step=None, callbacks=callbacks), [note]
 
 
 def _newest(checkpoints: Path) -> tuple[Path | None, list[str]]:

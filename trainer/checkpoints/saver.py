@@ -21,6 +21,7 @@ from trainer.checkpoints.folder import Checkpoint
 from trainer.checkpoints.manifest import FILE_NAME as MANIFEST
 from trainer.checkpoints.state import FILE_NAME as STATE
 from trainer.checkpoints.state import RunState, write_state
+from trainer.checkpoints.tensors import write_tensors
 from trainer.checkpoints.writer import BackgroundWriter
 from trainer.errors import EnvironmentProblem, RankZeroError
 from trainer.run_directory import RunDirectory, write_json
@@ -82,7 +83,7 @@ class Checkpointer:
                 capture.write_adapter(folder, snapshot)
             elif trainer.is_portable:
                 capture.write_model(folder, trainer)
-            capture.write_tensors(folder, capture.RANKS, ranks.items())
+            write_tensors(folder, capture.RANKS, ranks.items())
 
         self.last_step = state.step
         if trainer.is_portable and is_lora:
@@ -132,7 +133,7 @@ class Checkpointer:
         except BaseException:
             discard(temporary)
             raise
-        if state.best_step == state.step and self._holds_weights:
+        if state.best_step == state.step and self._holds_weights(state):
             publish(committed.path, self.directory.best_model)
         best = () if state.best_step is None else (state.best_step,)
         keep_last = self.trainer.config.checkpoint.keep_last
@@ -164,13 +165,11 @@ class Checkpointer:
             self._require_shards(temporary)
             self._write(state, fill, started, temporary=temporary)
         trainer.host.wait_for_all()
-        if state.best_step == state.step and not self._holds_weights:
+        if state.best_step == state.step and not self._holds_weights(state):
             write_weights(trainer, self.directory.best_model)
 
-    @property
-    def _holds_weights(self) -> bool:
-        """Whether a checkpoint holds weights that other programs load."""
-        return self.trainer.is_portable or self.trainer.config.lora.enabled
+    def _holds_weights(self, state: RunState) -> bool:
+        return state.holds_weights(is_lora=self.trainer.config.lora.enabled)
 
     def _require_run(self) -> None:
         """Refuse to write into a run that was removed, or that another process has taken over.

@@ -45,6 +45,10 @@ class RunState:
     """Seconds since 1970, for people; nothing is decided by it."""
     format: int = field(default=FORMAT)
 
+    def holds_weights(self, *, is_lora: bool) -> bool:
+        """Whether the checkpoint holds weights that other programs load."""
+        return self.kind == "portable" or is_lora
+
 
 def write_state(folder: Path, state: RunState) -> None:
     text = json.dumps(dataclasses.asdict(state), indent=2, allow_nan=False) + "\n"

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from trainer.errors import EnvironmentProblem
 from trainer.host_group import HostGroup
 
 SHARD_BYTES = 2 << 30
@@ -45,7 +46,14 @@ class SharedTensors:
         self._file_of: dict[str, Path] = {}
         index: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         if group.world.is_rank_zero:
-            for file in sorted(folder.glob(pattern)):
+            files = sorted(folder.glob(pattern))
+            if not files:
+                raise EnvironmentProblem(
+                    f"there is no {pattern} in {folder}",
+                    rule="a run needs the checkpoints it goes back to",
+                    fix="bring the folder back; `rankzero checkpoints RUN --verify` checks all",
+                )
+            for file in files:
                 with safe_open(file, "pt") as opened:
                     for name in opened.keys():  # noqa: SIM118  (not a dict)
                         tensor = opened.get_tensor(name)  # mapped, not read

@@ -1,0 +1,230 @@
+"""A run that goes on ends as the one that was never stopped: bit for bit, or moved elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file, save_file
+
+from tests.commands import EXAMPLE_DATA, read_json, run, training_losses, write_config
+from tests.resuming import cut_at, logged, require_same_run
+from tests.tiny import make_model_folder
+from trainer.checkpoints.manifest import write_manifest
+
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed runs on Linux"),
+]
+
+NUM_STEPS = 8
+# Engine -> what starts the ranks.
+ENGINES: dict[str, tuple[str, ...]] = {
+    "python": ("-m", "trainer"),
+    "torchrun": (
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "trainer"),
+    ),
+    "accelerate": (
+        *("-m", "accelerate.commands.launch", "--cpu", "--multi_gpu", "--num_processes", "2"),
+        *("--main_process_port", "0", "--mixed_precision", "no", "-m", "trainer"),
+    ),
+    "deepspeed": (
+        *("-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", "0"),
+        *("--module", "trainer"),
+    ),
+}
+# Everything that could leave a trace of where a run was cut: dropout, curriculum order, packing
+# (always on), epochs that end inside, evaluation, checkpoints by epoch, and an early stop.
+EVENTFUL: dict[str, Any] = {
+    "training": {"max_steps": 12, "precision": "fp32", "neftune_noise_alpha": 5.0},
+    "lora": {"dropout": 0.1},
+    "evaluation": {
+        "every_steps": 2,
+        "early_stopping_patience": 3,
+        "early_stopping_threshold": 10.0,  # nothing is an improvement: it stops after step 8
+    },
+    "checkpoint": {"every_steps": 1, "every_epochs": 1, "keep_last": 100},
+}
+PLAIN: dict[str, Any] = {
+    "training": {"max_steps": NUM_STEPS, "precision": "fp32", "max_tokens_per_device": 512},
+    "evaluation": {"every_steps": 4, "at_start": False},
+    "checkpoint": {"every_steps": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_folder(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+def configure(path: Path, base: Path, output: Path, **sections: dict[str, Any]) -> Path:
+    """Write a config on 40 examples, 24 of them for training: three steps an epoch."""
+    rows = path.parent / "rows.jsonl"
+    if not rows.exists():
+        lines = (EXAMPLE_DATA / "medical_qa.jsonl").read_text(encoding="utf-8").splitlines()
+        rows.write_text("\n".join(lines[:40]) + "\n", encoding="utf-8")
+    data = {"train": str(rows), "validation_size": 8, "test_size": 8}
+    return write_config(
+        path, base, output, **{**sections, "data": {**data, **sections.get("data", {})}}
+    )
+
+
+def train(engine: str, config: Path, *arguments: str) -> str:
+    finished = run(*ENGINES[engine], "--config", config, *arguments, DS_ACCELERATOR="cpu")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return finished.stderr
+
+
+def with_zero(sections: dict[str, Any], zero: str | None) -> dict[str, Any]:
+    if zero is None:
+        return sections
+    return {**sections, "training": {**sections["training"], "deepspeed_config": zero}}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("python", None), ("torchrun", "zero2"), ("torchrun", "zero3")],
+    ids=["one process", "2 ranks ZeRO-2", "2 ranks ZeRO-3"],
+)
+def eventful(
+    request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict[str, Any], Path]:
+    engine, zero = request.param
+    folder = tmp_path_factory.mktemp("straight")
+    sections = with_zero({**EVENTFUL, "data": {"order": "length"}}, zero)
+    train(engine, configure(folder / "run.json", base, folder / "out", **sections))
+    return engine, sections, folder
+
+
+@pytest.mark.parametrize("step", [1, 3, 6, 8], ids=lambda step: f"after step {step}")
+def test_a_run_that_goes_on_ends_bit_for_bit_the_same(
+    eventful: tuple[str, dict[str, Any], Path], base: Path, step: int
+) -> None:
+    engine, sections, folder = eventful
+    straight = folder / "out"
+    assert read_json(straight / "summary.json")["steps"] == 8, "it was to stop early"
+    resumed = cut_at(straight, step, folder / f"cut-{step}")
+    config = configure(folder / f"cut-{step}.json", base, resumed, **sections)
+    said = train(engine, config)
+    assert f"(step {step}, " in said
+    require_same_run(straight, resumed)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    train("python", configure(folder / "run.json", base, folder / "out", **PLAIN))
+    return folder / "out"
+
+
+MOVES = {
+    "ZeRO-3 on 2 ranks to one process": (("torchrun", "zero3"), ("python", None)),
+    "one process to ZeRO-3 on 2 ranks": (("python", None), ("torchrun", "zero3")),
+    "DDP to ZeRO-2": (("torchrun", None), ("torchrun", "zero2")),
+    "ZeRO-1 to DDP": (("torchrun", "zero1"), ("torchrun", None)),
+    "ZeRO-2 to ZeRO-3 with offload": (("torchrun", "zero2"), ("torchrun", "zero3_offload")),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_a_run_moved_to_other_hardware_goes_on_as_if_it_had_not(
+    move: str, base: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    (first, first_zero), (second, second_zero) = MOVES[move]
+    expected = training_losses(uninterrupted)
+    out = tmp_path / "out"
+    train(first, configure(tmp_path / "1.json", base, out, **with_zero(PLAIN, first_zero)))
+    moved = cut_at(out, 4, tmp_path / "moved")
+    train(second, configure(tmp_path / "2.json", base, moved, **with_zero(PLAIN, second_zero)))
+    assert training_losses(moved) == pytest.approx(expected, rel=1e-4)
+    # Without the moments the same comparison fails, so it does look at them.
+    without = forget_moments(cut_at(out, 4, tmp_path / "without") / "checkpoints" / "step-000004")
+    config = configure(tmp_path / "3.json", base, without, **with_zero(PLAIN, second_zero))
+    train(second, config)
+    assert training_losses(without) != pytest.approx(expected, rel=1e-4)
+
+
+def forget_moments(checkpoint: Path) -> Path:
+    """Set a checkpoint's moments to zero, with a manifest to match; return its run."""
+    file = checkpoint / "optimizer.safetensors"
+    tensors = load_file(file)
+    assert {name.partition("/")[0] for name in tensors} == {"exp_avg", "exp_avg_sq", "step"}
+    save_file({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, file)
+    write_manifest(checkpoint)
+    return checkpoint.parent.parent
+
+
+def test_a_run_goes_from_engine_to_engine(base: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    sections = {**with_zero(PLAIN, "zero3"), "checkpoint": {"every_steps": 2}}
+    run_directory = tmp_path / "start"
+    train("deepspeed", configure(tmp_path / "0.json", base, run_directory, **sections))
+    for number, (step, engine) in enumerate(((2, "torchrun"), (4, "accelerate"), (6, "python")), 1):
+        run_directory = cut_at(run_directory, step, tmp_path / f"{number}")
+        zero = None if engine == "python" else "zero3"
+        sections = {**with_zero(PLAIN, zero), "checkpoint": {"every_steps": 2}}
+        train(engine, configure(tmp_path / f"{number}.json", base, run_directory, **sections))
+    assert training_losses(run_directory) == pytest.approx(training_losses(uninterrupted), rel=1e-4)
+
+
+def test_the_adapter_of_a_checkpoint_is_plain_peft(base: Path, uninterrupted: Path) -> None:
+    checkpoint = uninterrupted / "checkpoints" / "latest"
+    model = AutoPeftModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    saved = load_file(checkpoint / "adapter_model.safetensors")
+    loaded = {
+        name.replace(".default", ""): tensor
+        for name, tensor in model.state_dict().items()
+        if "lora_" in name
+    }
+    assert loaded.keys() == saved.keys()
+    assert all(torch.equal(loaded[name], saved[name]) for name in saved)
+
+
+@pytest.mark.parametrize(
+    ("engine", "zero"),
+    [("python", None), ("torchrun", "zero2"), ("torchrun", "zero3")],
+    ids=["one process", "ZeRO-2, in parts", "ZeRO-3, in parts"],
+)
+def test_full_fine_tuning_goes_on_bit_for_bit(
+    engine: str, zero: str | None, base: Path, tmp_path: Path
+) -> None:
+    sections = with_zero({**PLAIN, "checkpoint": {"every_steps": 2, "keep_last": 9}}, zero)
+    sections = {**sections, "lora": {"dropout": 0, "enabled": False}}
+    sections["training"] = {**sections["training"], "learning_rate": 1e-3}
+    out = tmp_path / "out"
+    train(engine, full(configure(tmp_path / "1.json", base, out, **sections)))
+    resumed = cut_at(out, 2, tmp_path / "resumed")
+    train(engine, full(configure(tmp_path / "2.json", base, resumed, **sections)))
+    assert logged(resumed) == logged(out)
+    one, other = (load_file(path / "model" / "model.safetensors") for path in (out, resumed))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def full(config: Path) -> Path:
+    """Take out what full fine-tuning would ignore, and is refused."""
+    values = read_json(config)
+    values["lora"] = {"enabled": False}
+    config.write_text(json.dumps(values), encoding="utf-8")
+    return config
+
+
+def test_parts_of_two_ranks_are_refused_elsewhere_and_kept(base: Path, tmp_path: Path) -> None:
+    sections = with_zero(PLAIN, "zero2")
+    sections["training"] = {**sections["training"], "max_steps": 2, "learning_rate": 1e-3}
+    out = tmp_path / "out"
+    train("torchrun", full(configure(tmp_path / "1.json", base, out, **sections)))
+    before = sorted(path.name for path in (out / "checkpoints").iterdir())
+    shutil.rmtree(out / "model")
+    refused = run(
+        *ENGINES["python"], "--config", full(configure(tmp_path / "2.json", base, out, **sections))
+    )
+    assert refused.returncode == 2, refused.stderr
+    assert "2 ranks of zero2, and this is 1 of zero2" in refused.stderr
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == before
