@@ -117,7 +117,7 @@ class CreatedRun:
         when it cannot be written.
         """
         run = RunDirectory(path)
-        is_replaced = run.resolved_config.exists()
+        is_replaced = resume == "never" and run.resolved_config.exists()
         run.refuse(resume, marker=run.resolved_config)
         copy = path / given_name(given)
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -128,7 +128,7 @@ class CreatedRun:
             except OSError:
                 created.give_back()
                 raise
-            if is_replaced:  # by --resume never, when nothing had been trained
+            if is_replaced:  # nothing had been trained
                 run.resolved_config.unlink(missing_ok=True)
             try:
                 # First and exclusively: of launchers that start together, one gets the directory.

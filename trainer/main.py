@@ -47,7 +47,7 @@ from trainer.run_identity import describe_run
 from trainer.schedule import BatchPlan, make_batch_plan, with_fixed_batch
 from trainer.status import write_completed, write_failed, write_running
 from trainer.tokenizer import load_training_tokenizer
-from trainer.tracking import tracker_environment
+from trainer.tracking import restart_tensorboard, tracker_environment
 from trainer.training import RankZeroTrainer, build_training_arguments, to_training_arguments
 from trainer.weights import clear_temporaries, write_weights
 from trainer.world import World, read_world
@@ -61,17 +61,23 @@ def run(config_path: Path, resume: str = AUTO) -> None:
     config = load_config(config_path)
     world = read_world()
     directory = RunDirectory(Path(config.output_dir))
+    before: dict[str, Any] = {}
     if world.is_rank_zero:
         directory.claim(resume=resume)
+        before = directory.read_status()
         write_running(directory)
+    session = Session(config, world, directory, resume)
     try:
-        Session(config, world, directory, resume).run()
+        session.run()
         # The session is gone, and with it the memory of training.
         if world.is_rank_zero and config.merge.after_training and config.lora.enabled:
             merge(directory)
     except BaseException as error:
         known = explained(error)
-        write_failed(directory, world, known)
+        if before.get("state") == "completed" and not session.has_begun:
+            write_json(directory.status, before)  # refused, and as complete as it was
+        else:
+            write_failed(directory, world, known)
         if known is error:
             raise
         raise known from error
@@ -107,6 +113,8 @@ class Session:
         self.console = Console(
             stderr=True, quiet=not world.is_rank_zero, highlight=False, soft_wrap=True
         )
+        self.has_begun = False
+        """The run directory says what is trained now."""
         self.baseline: BaselineCallback | None = None
         self.best: BestModelCallback | None = None
 
@@ -162,6 +170,7 @@ class Session:
         self, start: Start, contract: dict[str, Any], data: PreparedData, plan: BatchPlan
     ) -> None:
         """Make the run directory say what is trained from `start` on. Ranks: rank 0 only."""
+        self.has_begun = True
         keep_bytes(self.directory.metrics, 0 if start.state is None else start.state.metrics_bytes)
         write_json(self.directory.contract, contract)
         resolved = with_absolute_paths(with_fixed_batch(self.config, plan))
@@ -253,6 +262,7 @@ class Session:
             CadenceCallback(self.config, plan, has_validation=has_validation),
         ]
         if self.world.is_rank_zero:
+            restart_tensorboard(trainer.callback_handler.callbacks, trainer.start.step)
             callbacks.append(MetricsCallback(self.directory.metrics))
             callbacks.append(ProgressCallback(self.console, plan.num_steps))
         if has_validation:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
+
 from trainer.config import TrackingConfig
 from trainer.errors import EnvironmentProblem
 from trainer.run_directory import RunDirectory
@@ -15,6 +18,20 @@ _MODULES = {
     "mlflow": "mlflow",
     "trackio": "trackio",
 }
+
+
+def restart_tensorboard(callbacks: list[TrainerCallback], first_step: int) -> None:
+    """Let TensorBoard forget the steps after `first_step`, which this attempt repeats.
+
+    Ranks: rank 0 only, after `tracker_environment`.
+    """
+    for callback in callbacks:
+        if isinstance(callback, TensorBoardCallback):
+            from torch.utils.tensorboard import SummaryWriter  # only there when it is asked for
+
+            callback.tb_writer = SummaryWriter(
+                log_dir=callback.logging_dir, purge_step=first_step + 1
+            )
 
 
 def tracker_environment(config: TrackingConfig, directory: RunDirectory) -> None:

@@ -44,7 +44,7 @@ def find_start(
     """
     if resume == NEVER:
         return Start()
-    folder, notes = _named(Path(resume)) if resume != AUTO else _newest(run.checkpoints)
+    folder, notes = _newest(run.checkpoints) if resume == AUTO else _named(Path(resume), run)
     begun = read_contract(folder if folder is not None else run.path)
     if begun is not None:
         notes += check_contract(begun, contract, folder or run.path, allow_changes=allow_changes)
@@ -101,7 +101,7 @@ def _newest(checkpoints: Path) -> tuple[Path | None, list[str]]:
     return search.found.path, _skipped(search)
 
 
-def _named(path: Path) -> tuple[Path | None, list[str]]:
+def _named(path: Path, run: RunDirectory) -> tuple[Path | None, list[str]]:
     """Find the checkpoint a user named: itself, or the newest valid one of a run."""
     path = path.expanduser().resolve()
     checkpoints = RunDirectory(path).checkpoints
@@ -122,7 +122,23 @@ def _named(path: Path) -> tuple[Path | None, list[str]]:
             rule="a checkpoint is used only when every file is as it was written",
             fix="name another one; `rankzero checkpoints RUN --verify` checks them all",
         )
+    if path.parent == run.checkpoints.resolve():
+        _refuse_newer(path, run)
     return path, []
+
+
+def _refuse_newer(path: Path, run: RunDirectory) -> None:
+    """Refuse to go on from the middle of a run: the next `auto` would take what was left behind.
+
+    Raises: ConfigError.
+    """
+    newest = newest_valid(run.checkpoints).found
+    if newest is not None and newest.path.name != path.name:
+        raise ConfigError(
+            f"--resume {path}: this run has gone on to {newest.path.name}",
+            rule="a run goes on from its newest valid checkpoint, and nothing later is overwritten",
+            fix=f"choose another output_dir to branch off, or remove what follows {path.name}",
+        )
 
 
 def _skipped(search: Search) -> list[str]:
