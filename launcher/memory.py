@@ -132,6 +132,7 @@ def estimate_memory(job: Job, strategy: Strategy, machine: Machine) -> MemoryEst
         *_weights(job, strategy, machine),
         *_training_state(job, strategy, machine),
         *_activations(job, strategy, machine),
+        *_checkpoint_copy(job, machine),
         *_disk(job),
     ]
     return MemoryEstimate(tuple(term for term in terms if term.bytes > 0))
@@ -314,6 +315,17 @@ def _activations(job: Job, strategy: Strategy, machine: Machine) -> list[Term]:
     )
     source = f"simulated: {job.num_tokens} tokens, {job.num_labels} labels"
     return [Term("activations and logits", used, source, when="micro-batch"), slack]
+
+
+def _checkpoint_copy(job: Job, machine: Machine) -> list[Term]:
+    """Return what rank 0 holds while an adapter's checkpoint is written beside the training."""
+    if not job.is_lora:
+        return []
+    size = (4.0 + OPTIMIZER_BYTES[job.optimizer]) * job.facts.trainable_parameters
+    source = "rank 0: fp32 weights and moments"
+    if machine.is_gpu:
+        return [Term("checkpoint copy", size, source, "host")]
+    return [Term("checkpoint copy", size, source, when="micro-batch")]
 
 
 def _disk(job: Job) -> list[Term]:

@@ -125,7 +125,7 @@ def _merge(
         raise TrainingFailed(
             f"the adapter cannot be merged: {error}",
             rule="every merged weight is finite",
-            fix="merge an earlier checkpoint: RUN/checkpoints/checkpoint-N",
+            fix="merge an earlier checkpoint: RUN/checkpoints/step-N",
         ) from error
     for name, parameter in merged.named_parameters():
         parameter.data = parameter.data.to(dtypes[name])

@@ -45,7 +45,7 @@ def check_adapter_tensors(adapted: PeftModel, adapter: Path) -> int:
         raise TrainingFailed(
             f"{len(not_finite)} adapter tensors are not finite: {_first(not_finite)}",
             rule="every weight of an adapter is a number",
-            fix="merge an earlier checkpoint: RUN/checkpoints/checkpoint-N",
+            fix="merge an earlier checkpoint: RUN/checkpoints/step-N",
         )
     unused = sorted(stored.keys() - in_model.keys())
     absent = sorted(in_model.keys() - stored.keys())

@@ -12,7 +12,7 @@ from trainer.model_source import looks_like_path
 from trainer.run_directory import RunDirectory
 
 _ADAPTER_CONFIG = "adapter_config.json"
-_DEEPEST_IN_RUN = 2  # RUN/checkpoints/checkpoint-N
+_DEEPEST_IN_RUN = 2  # RUN/checkpoints/step-N
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _find(target: str) -> TrainedModel:
     raise ConfigError(
         f"the run {target} holds no trained model yet",
         rule="a finished run has adapter/, merged/ or model/",
-        fix=f"train it to its end, or give a checkpoint: {run.checkpoints}/checkpoint-N",
+        fix=f"train it to its end, or give a checkpoint: {run.checkpoints}/step-N",
     )
 
 
@@ -96,7 +96,7 @@ def find_adapter(target: str) -> tuple[Path, Path]:
     raise ConfigError(
         f"{target} {state}",
         rule="merge takes a run directory with adapter/, or a PEFT adapter folder",
-        fix=f"give the run directory, or a checkpoint: {run.checkpoints}/checkpoint-N",
+        fix=f"give the run directory, or a checkpoint: {run.checkpoints}/step-N",
     )
 
 

@@ -21,8 +21,10 @@ from launcher.cli import COMMANDS, rankzero
 from launcher.supervise import supervise
 from trainer.config import load_config, to_json
 from trainer.config_paths import with_absolute_paths
-from trainer.errors import Interrupted, TrainingFailed
+from trainer.errors import ConfigError, Interrupted, RankZeroError, TrainingFailed
 from trainer.model_facts import ModelFacts
+from trainer.run_directory import RunDirectory, write_json
+from trainer.status import write_completed
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +38,7 @@ FROZEN = {
         "--profile",
         "--engine",
         "--processes",
+        "--resume",
         "--nodes",
         "--node-rank",
         "--rendezvous",
@@ -191,13 +194,16 @@ def test_a_deepspeed_config_that_contradicts_ends_with_2_before_anything_is_meas
 class _Recorded:
     """Stands in for the processes: notes what would start and ends as told."""
 
-    def __init__(self, *codes: int) -> None:
+    def __init__(self, *codes: int | RankZeroError) -> None:
         self.codes, self.commands, self.interactive = list(codes), list[list[str]](), False
 
     def __call__(self, command: list[str], *, is_interactive: bool = False, **_: object) -> int:
         self.commands.append(command)
         self.interactive = is_interactive
-        return self.codes.pop(0)
+        code = self.codes.pop(0)
+        if isinstance(code, RankZeroError):
+            raise code
+        return code
 
 
 @pytest.mark.usefixtures("known_model")
@@ -207,19 +213,92 @@ def test_train_writes_the_run_directory_then_prepares_and_trains(
     recorded = _Recorded(0, 75)
     monkeypatch.setattr(run_module, "supervise", recorded)
     config = _config(tmp_path)
-    assert _invoke("train", config, "--set", "seed=3").exit_code == 75
+    assert _invoke("train", config, "--resume", "never", "--set", "seed=3").exit_code == 75
     run = tmp_path / "runs" / "one"
     assert [command[2] for command in recorded.commands] == ["trainer.prepare", "trainer"]
+    assert recorded.commands[1][-2:] == ["--resume", "never"]
     assert (run / "given_config.yaml").read_bytes() == config.read_bytes()
     plan = json.loads((run / "plan.json").read_text())
     fixed = [f"{name}={json.dumps(value)}" for name, value in plan["overrides"].items()]
     resolved = with_absolute_paths(load_config(config, ["seed=3", *fixed]))
     assert (run / "resolved.json").read_text() == to_json(resolved)
 
-    again = _invoke("train", config)
-    assert again.exit_code == 2
-    assert "already holds a run" in again.stderr
-    assert _invoke("train", config, "--dry-run").exit_code == 2
+
+@pytest.fixture
+def stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known_model: None
+) -> tuple[Path, RunDirectory]:
+    """A run that was stopped after some steps, and its config with a batch pair."""
+    monkeypatch.setattr(run_module, "supervise", _Recorded(0, 75))
+    pair = {"batch_size": 2, "gradient_accumulation_steps": 3}
+    config = _config(tmp_path, training=pair, data={"train": "rows.jsonl", "max_length": 256})
+    assert _invoke("train", config, "--profile", "cpu").exit_code == 75
+    run = RunDirectory(tmp_path / "runs" / "one")
+    write_json(run.status, {"state": "interrupted", "exit_code": 75})
+    write_json(run.path / "contract.json", {"global_batch_size": 6})
+    write_json(run.last_save, {"seconds": 100.0, "bytes": 10, "blocked_seconds": 0.1})
+    run.metrics.write_text("{}\n")
+    return config, run
+
+
+def test_train_goes_on_with_the_run_that_is_there(
+    stopped: tuple[Path, RunDirectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = stopped
+    before = {path: path.read_bytes() for path in run.path.glob("*.*")}
+    recorded = _Recorded(0, ConfigError("another run"), 0, 0, 0, 0)
+    monkeypatch.setattr(run_module, "supervise", recorded)
+    two = ("--profile", "cpu", "--processes", "2")
+    assert _invoke("train", config, *two).exit_code == 2
+    assert {path: path.read_bytes() for path in before} == before
+    # Accepted this time: the plan is the run's from now on.
+    assert _invoke("train", config, *two).exit_code == 0
+    changed = {path.name for path in before if path.read_bytes() != before[path]}
+    assert changed == {"plan.json"}
+    plan = json.loads(run.plan.read_text())
+    assert plan["overrides"]["training.global_batch_size"] == 6  # not 2 x 3 x 2 processes
+    assert any("kept from the run's first start" in each["reason"] for each in plan["decisions"])
+    assert plan["shutdown_timeout_seconds"] >= 3 * 100
+    for number, (prepared, trained) in enumerate(
+        zip(recorded.commands[::2], recorded.commands[1::2], strict=True), start=2
+    ):
+        resolved = str(run.path / "attempts" / f"{number:03d}" / "resolved.json")
+        assert prepared[-1] == trained[-1] == resolved
+    assert load_config(Path(resolved)).training.global_batch_size == 6
+    assert _invoke("train", config, *two, "--resume", str(run.path)).exit_code == 0
+    assert recorded.commands[-1][-2:] == ["--resume", str(run.path)]
+
+
+def test_a_run_that_is_there_is_begun_anew_nowhere(stopped: tuple[Path, RunDirectory]) -> None:
+    config, _ = stopped
+    for more in ((), ("--dry-run",)):
+        refused = _invoke("train", config, "--resume", "never", *more)
+        assert refused.exit_code == 2
+        assert "already holds a run" in refused.stderr
+        assert "--resume auto" in refused.stderr
+    shown = _invoke("train", config, "--profile", "cpu", "--dry-run")
+    assert shown.exit_code == 0, shown.output
+    assert _invoke("train", config, "--resume", "nothing").exit_code == 2
+
+
+def test_a_completed_run_is_left_as_it_is(
+    stopped: tuple[Path, RunDirectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = stopped
+    write_completed(run)
+    run.adapter.mkdir()
+    recorded = _Recorded(0, 0)
+    monkeypatch.setattr(run_module, "supervise", recorded)
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    finished = _invoke("train", config, "--profile", "cpu")
+    assert finished.exit_code == 0, finished.output
+    assert "is complete: nothing to do" in finished.stderr
+    assert str(run.adapter) in finished.stderr
+    assert recorded.commands == []
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+    # Another config, or an explicit checkpoint, is another matter; so says the trainer.
+    assert _invoke("train", config, "--profile", "cpu", "--set", "seed=4").exit_code == 0
+    assert len(recorded.commands) == 2
 
 
 @pytest.mark.usefixtures("known_model")

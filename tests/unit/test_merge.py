@@ -293,5 +293,5 @@ def test_advice_names_checkpoints_as_they_are_called(tampered: Path, tmp_path: P
     weights = load_file(tampered / "adapter_model.safetensors")
     _not_finite(weights)
     save_file(weights, tampered / "adapter_model.safetensors")
-    with pytest.raises(TrainingFailed, match="RUN/checkpoints/checkpoint-N"):
+    with pytest.raises(TrainingFailed, match="RUN/checkpoints/step-N"):
         merge_adapter(tampered, tmp_path / "out")

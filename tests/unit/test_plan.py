@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from launcher.fit import to_job, to_machine
+from launcher.grace import LEAST_SECONDS
 from launcher.memory import GIB, MemoryEstimate, Term, estimate_memory
 from launcher.plan import Outcome, make_plan
-from launcher.plan_request import Request, choose_basis
+from launcher.plan_request import Past, Request, choose_basis, with_kept_batch
+from launcher.planning import with_grace
 from launcher.profile import Profile
 from launcher.profile_file import load_profile, shipped_profiles
 from launcher.remedies import find_remedies
+from launcher.run_plan import RunPlan
 from launcher.strategy import LADDER, Strategy, Zero, make_strategies
 from trainer.config import Config, load_config
 from trainer.model_facts import ActivationFacts, ModelFacts, Polynomial
@@ -362,3 +365,58 @@ def test_the_allocators_peak_is_that_of_its_own_larger_phase() -> None:
     estimated = MemoryEstimate(terms)
     assert estimated.device == 5 + 100 + 60
     assert estimated.tensors == 100 + 50
+
+
+# -- what a run that goes on keeps, and how long its ranks may save --------------------------------
+
+PAIR = {"training": {"batch_size": 2, "gradient_accumulation_steps": 3}}
+
+
+def planned(request: Request) -> RunPlan:
+    outcome = make_plan(request)
+    assert outcome.plan is not None
+    return with_grace(outcome.plan, request)
+
+
+@pytest.mark.parametrize(
+    ("batch", "kept", "size"),
+    [
+        (PAIR, None, 24),
+        (PAIR, 6, 6),
+        (PAIR, 24, 24),
+        ({"training": {"global_batch_size": 8}}, 6, 8),
+    ],
+    ids=["new", "begun on one GPU", "begun on as many", "said in the config"],
+)
+def test_a_batch_pair_means_what_it_meant_at_first(
+    batch: dict[str, Any], kept: int | None, size: int, make: Make
+) -> None:
+    request = make("llama-3.2-1b", "multi-a100-40gb", "lora", **batch)
+    past = Past(global_batch_size=kept)
+    basis = with_kept_batch(request.basis, request.config, past, request.world_size)
+    plan = planned(replace(request, past=past, basis=basis))
+    assert plan.overrides["training.global_batch_size"] == size
+    reasons = [each.reason for each in plan.decisions]
+    assert any("kept from the run's first start" in reason for reason in reasons) == (size == 6)
+
+
+def test_the_time_to_save_grows_with_what_is_saved(make: Make) -> None:
+    adapters = make("llama-3.2-1b", "multi-a100-80gb", "lora")
+    weights = make("llama-3.1-8b", "multi-a100-80gb", "full")
+    assert planned(adapters).shutdown_timeout_seconds == LEAST_SECONDS
+    # 8.03 billion fp32 weights and two moments at 100 MB/s: 964 s, and twice that.
+    seconds = planned(weights).shutdown_timeout_seconds
+    assert seconds > 2 * 964
+    kept_more = weights.config.checkpoint.model_copy(update={"keep_last": 1})
+    config = weights.config.model_copy(update={"checkpoint": kept_more})
+    assert planned(replace(weights, config=config)).shutdown_timeout_seconds == pytest.approx(
+        seconds, abs=1
+    )
+    assert any(f"{seconds} s" == each.value for each in planned(weights).decisions)
+
+
+def test_the_time_to_save_is_at_least_three_times_the_last_save(make: Make) -> None:
+    request = replace(make("llama-3.2-1b", "single-24gb", "lora"), past=Past(save_seconds=70.2))
+    assert planned(request).shutdown_timeout_seconds == 211
+    quick = replace(request, past=Past(save_seconds=0.1))
+    assert planned(quick).shutdown_timeout_seconds == LEAST_SECONDS

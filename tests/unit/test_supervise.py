@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -17,16 +20,20 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DRIVER = """
-import sys
+import os, sys
 from pathlib import Path
 import click
+from launcher import supervise as module
 from launcher.attempt import Attempt
 from launcher.supervise import supervise
 from trainer.errors import RankZeroError
+if "QUICK" in os.environ:  # every signal counts, and there is little time after the second
+    module._SAME_REQUEST_SECONDS, module.KILL_GRACE_SECONDS = 0.0, 0.5
 folder, *command = sys.argv[1:]
+how = {"environment": {"GIVEN": "yes"}, "how_to_go_on": "run it again"}
 attempt = Attempt.create(Path(folder)) if folder else None
 try:
-    sys.exit(supervise(command, attempt=attempt, environment={"GIVEN": "yes"}))
+    sys.exit(supervise(command, attempt=attempt, **how))
 except RankZeroError as error:
     click.echo(f"error: {error}", err=True)
     sys.exit(error.exit_code)
@@ -34,14 +41,35 @@ except RankZeroError as error:
 # A rank without torch: it joins the attempt as the trainer does, then runs `body`.
 RANK = """
 import os, signal, subprocess, sys
+from pathlib import Path
 from trainer.attempt import taking_part
 from trainer.entry import run_entry
-from trainer.errors import ConfigError, TrainingFailed
+from trainer.errors import ConfigError, Interrupted, TrainingFailed
 from trainer.world import read_world
 def main(argv):
     with taking_part(read_world):
         {body}
 sys.exit(run_entry(main))
+"""
+# As torchrun: starts two ranks, and asks the other to stop when one ends with a code.
+ENGINE = """
+import os, subprocess, sys
+world = {{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}}
+ranks = [
+    subprocess.Popen(
+        [sys.executable, "-c", {rank!r}],
+        env={{**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)}},
+    )
+    for rank in range(2)
+]
+codes = set()
+while len(codes) < 2:
+    pid, status = os.wait()
+    codes.add((pid, os.waitstatus_to_exitcode(status)))
+    for rank in ranks:
+        if rank.pid not in dict(codes):
+            rank.terminate()
+sys.exit(int(any(code for _, code in codes)))
 """
 
 
@@ -127,6 +155,155 @@ def test_under_nohup_a_closed_terminal_is_no_request(tmp_path: Path) -> None:
         timeout=60,
     )
     assert started.returncode == 0, started.stderr
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start the supervisor; what a failed test leaves is ended, and with it what is below."""
+    processes = []
+
+    def start(folder: Path, code: str, **environment: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command_line(folder, code),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def next_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+# Says what it hears, stops when `go` is there, and tells where it is to be found.
+SAVES = """
+        heard = []
+        def hear(number, _):
+            heard.append(number)
+            print('heard', flush=True)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, hear)
+        print('ready', flush=True)
+        go = Path({folder!r}) / 'go'
+        while not heard or not go.exists(): signal.sigtimedwait([], 0.05)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        if len(heard) > 1 or signal.sigtimedwait([signal.SIGTERM], 1.0):
+            raise TrainingFailed('asked twice')
+        raise Interrupted('stopped after step 41; step-000041 saved')
+"""
+
+
+def saves(folder: Path) -> str:
+    return RANK.format(body=SAVES.format(folder=str(folder)).strip())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_was_saved_ends_with_75_and_says_how_to_go_on(
+    number: signal.Signals, tmp_path: Path, start: Start
+) -> None:
+    process = start(tmp_path, saves(tmp_path))
+    assert next_line(process) == "ready"
+    process.send_signal(number)
+    assert next_line(process) == "heard"
+    (tmp_path / "go").touch()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert errors == "error: stopped after step 41; step-000041 saved\n  fix:  run it again\n"
+
+
+def test_ctrl_c_before_there_is_something_to_save_keeps_its_code(
+    tmp_path: Path, start: Start
+) -> None:
+    body = "print('ready', flush=True)\n        while True: signal.pause()"
+    process = start(tmp_path, RANK.format(body=body))
+    assert next_line(process) == "ready"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors == "error: stopped by SIGINT\n  fix:  run it again\n"
+
+
+# The ranks agree by a file that whoever was asked makes.
+AGREES = """
+        asked = Path({folder!r}) / 'asked'
+        signal.signal(signal.SIGTERM, lambda *_: asked.touch())
+        Path({folder!r}, f'ready-{{read_world().rank}}').touch()
+        while not asked.exists(): signal.sigtimedwait([], 0.05)
+        if read_world().rank: raise Interrupted('stopped, while working with another rank')
+        raise Interrupted('stopped by SIGTERM after step 41')
+"""
+
+
+def test_one_rank_that_is_asked_stops_them_all(tmp_path: Path, start: Start) -> None:
+    rank = RANK.format(body=AGREES.format(folder=str(tmp_path)).strip())
+    process = start(tmp_path, ENGINE.format(rank=rank))
+    while not all((tmp_path / f"ready-{number}").exists() for number in range(2)):
+        assert process.poll() is None
+    record = json.loads((tmp_path / "attempts" / "001" / "rank-1.json").read_text())
+    os.kill(record["pid"], signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert errors == "error: stopped by SIGTERM after step 41\n  fix:  run it again\n"
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["exit_code"], status["rank"]) == ("interrupted", 75, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans come to the launcher on Linux")
+def test_a_rank_that_saves_is_asked_once_though_its_engine_dies(
+    tmp_path: Path, start: Start
+) -> None:
+    engine = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {saves(tmp_path)!r}])"
+    process = start(tmp_path, engine)
+    assert next_line(process) == "ready"
+    process.terminate()
+    assert next_line(process) == "heard"
+    (child,) = psutil.Process(process.pid).children()
+    child.kill()
+    while child.is_running():
+        assert process.poll() is None
+    (tmp_path / "go").touch()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "step-000041 saved" in errors
+
+
+def test_after_the_second_request_a_rank_that_hears_nothing_is_killed(
+    tmp_path: Path, start: Start
+) -> None:
+    process = start(tmp_path, saves(tmp_path), QUICK="yes")
+    assert next_line(process) == "ready"
+    for _ in range(2):
+        process.terminate()
+        assert next_line(process) == "heard"
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "stopped by SIGTERM" in errors
+
+
+@pytest.mark.parametrize(
+    ("before", "state"), [({"state": "completed", "exit_code": 0}, "completed"), (None, "failed")]
+)
+def test_an_attempt_that_is_refused_leaves_the_status_of_the_run(
+    before: dict[str, object] | None, state: str, tmp_path: Path
+) -> None:
+    if before is not None:
+        (tmp_path / "status.json").write_text(json.dumps(before))
+    ended = supervised(tmp_path, RANK.format(body="raise ConfigError('another run')"))
+    assert ended.returncode == 2
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == state
 
 
 def test_the_third_request_ends_everything_at_once(tmp_path: Path) -> None:

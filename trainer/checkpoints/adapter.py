@@ -34,8 +34,8 @@ def adapter_names(model: PeftModel) -> dict[str, str]:
 def adapter_tensors(
     names: Mapping[str, str], masters: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Return PEFT's tensors; one that has two names is there twice, as safetensors wants it."""
-    return {key: masters[name].clone() for key, name in names.items()}
+    """Return PEFT's tensors; one that has two names is there twice."""
+    return {key: masters[name] for key, name in names.items()}
 
 
 def adapter_config(model: PeftModel) -> PeftConfig:

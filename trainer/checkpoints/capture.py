@@ -16,14 +16,14 @@ from peft import PeftConfig, PeftModel
 
 from trainer.checkpoints.adapter import WEIGHTS, adapter_config, adapter_names, adapter_tensors
 from trainer.checkpoints.moments import optimizer_tensors, trained_parameters
-from trainer.checkpoints.tensors import write_tensors
 from trainer.checkpoints.zero import master_weights, zero_tensors
+from trainer.safetensors_file import write_safetensors
 
 if TYPE_CHECKING:
     from trainer.training import RankZeroTrainer
 
-OPTIMIZER = "optimizer"
-RANKS = "ranks"
+OPTIMIZER = "optimizer.safetensors"
+RANKS = "ranks.safetensors"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -33,7 +33,8 @@ class AdapterSnapshot:
 
     config: PeftConfig
     adapter: Tensors
-    optimizer: Tensors
+    optimizer: Tensors | None
+    """None when it is kept elsewhere, in parts."""
 
 
 def capture_adapter(trainer: RankZeroTrainer, *, with_optimizer: bool) -> AdapterSnapshot | None:
@@ -43,7 +44,7 @@ def capture_adapter(trainer: RankZeroTrainer, *, with_optimizer: bool) -> Adapte
     is_writer = trainer.world.is_rank_zero
     masters = trained_parameters(model).items() if zero is None else master_weights(model)
     weights = _to_host(masters, keep=is_writer)
-    moments = _to_host(_moments(trainer) if with_optimizer else (), keep=is_writer)
+    moments = _to_host(_moments(trainer), keep=is_writer) if with_optimizer else None
     if not is_writer:
         return None
     tensors = adapter_tensors(adapter_names(model), weights)
@@ -58,10 +59,10 @@ def _moments(trainer: RankZeroTrainer) -> Iterable[tuple[str, torch.Tensor]]:
 
 def write_adapter(folder: Path, snapshot: AdapterSnapshot) -> None:
     """Write what plain PEFT loads, and the optimizer beside it."""
-    write_tensors(folder, Path(WEIGHTS).stem, snapshot.adapter.items())
+    write_safetensors(folder / WEIGHTS, snapshot.adapter)
     snapshot.config.save_pretrained(str(folder))
-    if snapshot.optimizer:
-        write_tensors(folder, OPTIMIZER, snapshot.optimizer.items())
+    if snapshot.optimizer is not None:
+        write_safetensors(folder / OPTIMIZER, snapshot.optimizer)
 
 
 def write_model(folder: Path, trainer: RankZeroTrainer) -> None:
@@ -70,7 +71,8 @@ def write_model(folder: Path, trainer: RankZeroTrainer) -> None:
     No copy is made on the host first, so training must wait. Ranks: rank 0, without DeepSpeed.
     """
     trainer.model.save_pretrained(folder)
-    write_tensors(folder, OPTIMIZER, optimizer_tensors(trainer.model, trainer.optimizer))
+    kept = dict(optimizer_tensors(trainer.model, trainer.optimizer))
+    write_safetensors(folder / OPTIMIZER, kept)
 
 
 def gather_ranks(trainer: RankZeroTrainer) -> Tensors:

@@ -22,7 +22,7 @@ def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 def optimizer_tensors(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield everything the optimizer keeps, of any kind of optimizer."""
+    """Yield everything the optimizer keeps, of any kind of optimizer; nothing is copied."""
     state = optimizer.state_dict()["state"]
     for name, index in _indices(model, optimizer).items():
         for kind, value in state.get(index, {}).items():

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 
 from trainer.checkpoints import capture
-from trainer.checkpoints.adapter import adapter_names, masters_of
+from trainer.checkpoints.adapter import WEIGHTS, adapter_names, masters_of
 from trainer.checkpoints.generators import seed_generators, set_generators
 from trainer.checkpoints.moments import restore_optimizer, trained_parameters
 from trainer.checkpoints.saver import SHARDED
@@ -60,7 +60,7 @@ def restore_training(trainer: RankZeroTrainer, checkpoint: Path, state: RunState
 
 def restore_ranks(trainer: RankZeroTrainer, checkpoint: Path, state: RunState) -> torch.Tensor:
     """Set this rank's random generators; return its part of the loss not yet logged."""
-    shared = SharedTensors(checkpoint, f"{capture.RANKS}*.safetensors", trainer.host)
+    shared = SharedTensors(checkpoint, capture.RANKS, trainer.host)
     ranks = capture.split_ranks(shared.all())
     world = trainer.world
     if len(ranks) == world.world_size:
@@ -86,12 +86,12 @@ def set_schedule(scheduler: Any, steps: int) -> None:
 
 def _load_portable(trainer: RankZeroTrainer, checkpoint: Path) -> None:
     model = trainer.model
-    moments = SharedTensors(checkpoint, f"{capture.OPTIMIZER}*.safetensors", trainer.host)
+    moments = SharedTensors(checkpoint, capture.OPTIMIZER, trainer.host)
     if not isinstance(model, PeftModel):
         load_weights(trainer, checkpoint)
         restore_optimizer(model, trainer.optimizer, moments)
         return
-    saved = SharedTensors(checkpoint, "adapter_model*.safetensors", trainer.host)
+    saved = SharedTensors(checkpoint, WEIGHTS, trainer.host)
     names = adapter_names(model)
     _require_same_shapes(checkpoint, saved, names, model)
     masters = masters_of(names, saved.all())

@@ -21,10 +21,10 @@ from trainer.checkpoints.folder import Checkpoint
 from trainer.checkpoints.manifest import FILE_NAME as MANIFEST
 from trainer.checkpoints.state import FILE_NAME as STATE
 from trainer.checkpoints.state import RunState, write_state
-from trainer.checkpoints.tensors import write_tensors
 from trainer.checkpoints.writer import BackgroundWriter
 from trainer.errors import EnvironmentProblem, RankZeroError
 from trainer.run_directory import RunDirectory, write_json
+from trainer.safetensors_file import write_safetensors
 from trainer.weights import replace_folder, write_weights
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SHARDED = "sharded"
 """Folder, and DeepSpeed's tag, of what every rank writes for itself."""
-_OF_TRAINING = (CONTRACT, MANIFEST, STATE, f"{capture.OPTIMIZER}*", f"{capture.RANKS}*", SHARDED)
+_OF_TRAINING = (CONTRACT, MANIFEST, STATE, capture.OPTIMIZER, capture.RANKS, SHARDED)
 _MIB = 1 << 20
 
 
@@ -83,7 +83,7 @@ class Checkpointer:
                 capture.write_adapter(folder, snapshot)
             elif trainer.is_portable:
                 capture.write_model(folder, trainer)
-            write_tensors(folder, capture.RANKS, ranks.items())
+            write_safetensors(folder / capture.RANKS, ranks)
 
         self.last_step = state.step
         if trainer.is_portable and is_lora:

@@ -1,38 +1,14 @@
-"""Tensors of a checkpoint: written by rank 0, read by rank 0 and shared with every rank."""
+"""Tensors of a checkpoint, read by rank 0 and shared with every rank."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from trainer.errors import EnvironmentProblem
 from trainer.host_group import HostGroup
-
-SHARD_BYTES = 2 << 30
-"""What is held on the host at a time while a whole model's optimizer is written."""
-_METADATA = {"format": "pt"}
-
-
-def write_tensors(folder: Path, stem: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Write STEM.safetensors, and STEM-2.safetensors and on when it is large."""
-    shard: dict[str, torch.Tensor] = {}
-    size, number = 0, 1
-    for name, tensor in tensors:
-        if shard and size + tensor.nbytes > SHARD_BYTES:
-            _write_shard(folder, stem, number, shard)
-            shard, size, number = {}, 0, number + 1
-        shard[name] = tensor.detach().cpu().contiguous()
-        size += tensor.nbytes
-    _write_shard(folder, stem, number, shard)
-
-
-def _write_shard(folder: Path, stem: str, number: int, tensors: Mapping[str, torch.Tensor]) -> None:
-    name = stem if number == 1 else f"{stem}-{number}"
-    save_file(dict(tensors), folder / f"{name}.safetensors", metadata=_METADATA)
 
 
 class SharedTensors:

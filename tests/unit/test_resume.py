@@ -1,0 +1,156 @@
+"""Where an attempt begins: the newest valid checkpoint, a named one, or nowhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.checkpoints.commit import begin, commit
+from trainer.checkpoints.resume import AUTO, NEVER, bring_in, find_start
+from trainer.checkpoints.state import RunState, write_state
+from trainer.errors import ConfigError, EnvironmentProblem
+from trainer.run_directory import RunDirectory, write_json
+
+CONTRACT: dict[str, Any] = {
+    "data_fingerprint": "f",
+    "num_examples": 1,
+    "chat_template": "c",
+    "base_model": {"name": "tiny", "digest": "b"},
+    "global_batch_size": 8,
+    "num_steps": 100,
+    "warmup_steps": 0,
+    "settings": {"seed": 1},
+    "versions": {},
+}
+
+
+def make_run(path: Path, steps: tuple[int, ...], *, best: int | None = None) -> RunDirectory:
+    """Make a run with checkpoints of these steps."""
+    run = RunDirectory(path)
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(run.contract, CONTRACT)
+    for step in steps:
+        temporary = begin(run.checkpoints, step)
+        state = RunState(
+            kind="portable",
+            step=step,
+            epoch=0.5,
+            tokens=1,
+            training_seconds=1.0,
+            loss_total=1.0,
+            last_logged_step=step,
+            scheduler_steps=step,
+            loss_scale=None,
+            evaluation_pending=False,
+            best_step=best if best is not None and best <= step else None,
+            metrics_bytes=0,
+            callbacks={"BestModelCallback": {"best_step": best, "best_loss": 1.0}},
+            world_size=1,
+            engine="one process",
+            precision="fp32",
+            saved=0.0,
+        )
+        write_state(temporary, state)
+        write_json(temporary / "contract.json", CONTRACT)
+        (temporary / "adapter_model.safetensors").write_bytes(bytes([step]) * 100)
+        commit(temporary, run.checkpoints, step)
+    return run
+
+
+def damage(run: RunDirectory, step: int) -> None:
+    (run.checkpoints / f"step-{step:06d}" / "adapter_model.safetensors").write_bytes(b"")
+
+
+def start_of(run: RunDirectory, resume: str = AUTO, **changes: Any) -> Any:
+    return find_start(resume, run, {**CONTRACT, **changes}, allow_changes=False)
+
+
+def test_a_new_run_begins_at_the_beginning(tmp_path: Path) -> None:
+    start = start_of(RunDirectory(tmp_path / "new"))
+    assert (start.checkpoint, start.step) == (None, 0)
+
+
+def test_the_newest_valid_one_is_taken_and_the_others_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", (10, 20, 30))
+    damage(run, 30)
+    start = start_of(run)
+    assert start.step == 20
+    assert "skipped step-000030: adapter_model.safetensors has 0 bytes" in start.notes[0]
+    assert "step 20" in start.notes[-1]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", (10, 20))
+    damage(run, 10)
+    damage(run, 20)
+    with pytest.raises(EnvironmentProblem, match="none of the 2 checkpoints") as refused:
+        start_of(run)
+    assert "step-000010" in str(refused.value)
+    assert "step-000020" in str(refused.value)
+
+
+def test_never_begins_at_the_beginning(tmp_path: Path) -> None:
+    assert start_of(make_run(tmp_path / "run", (10,)), NEVER).step == 0
+
+
+def test_another_run_is_refused_also_before_its_first_checkpoint(tmp_path: Path) -> None:
+    for steps in ((10,), ()):
+        run = make_run(tmp_path / f"run{len(steps)}", steps)
+        with pytest.raises(ConfigError, match="seed: 1 then, 2 now"):
+            start_of(run, settings={"seed": 2})
+
+
+def test_a_best_checkpoint_that_is_gone_is_sought_anew(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", (10, 20), best=10)
+    assert start_of(run).state.best_step == 10
+    shutil.rmtree(run.checkpoints / "step-000010")
+    start = start_of(run)
+    assert start.step == 20
+    assert start.state.best_step is None
+    assert "BestModelCallback" not in start.state.callbacks
+    assert any("step-000010, the best so far, is not usable" in note for note in start.notes)
+
+
+def test_a_named_checkpoint_or_run_is_brought_in_with_its_best(tmp_path: Path) -> None:
+    old = make_run(tmp_path / "old", (10, 20), best=10)
+    for named in (old.path, old.checkpoints / "step-000020", old.checkpoints / "latest"):
+        new = RunDirectory(tmp_path / f"new-{named.name}")
+        start = bring_in(start_of(new, str(named)), new)
+        assert start.step == 20
+        assert start.checkpoint == new.checkpoints / "step-000020"
+        weights = new.checkpoints / "step-000010" / "adapter_model.safetensors"
+        assert weights.read_bytes() == bytes([10]) * 100
+        assert start_of(new).step == 20  # it is a run of its own now
+
+
+def test_a_named_checkpoint_must_be_one_and_whole(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", (10,))
+    with pytest.raises(ConfigError, match="there is no checkpoint"):
+        start_of(run, str(tmp_path / "absent"))
+    damage(run, 10)
+    with pytest.raises(EnvironmentProblem, match="has 0 bytes"):
+        start_of(RunDirectory(tmp_path / "new"), str(run.checkpoints / "step-000010"))
+
+
+def test_going_back_in_a_run_is_refused_unless_what_follows_is_damaged(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", (10, 20))
+    with pytest.raises(ConfigError, match="has gone on to step-000020"):
+        start_of(run, str(run.checkpoints / "step-000010"))
+    damage(run, 20)
+    assert start_of(run, str(run.checkpoints / "step-000010")).step == 10
+
+
+def test_a_state_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", (10,))
+    path = run.checkpoints / "step-000010" / "state.json"
+    state = json.loads(path.read_text())
+    temporary = begin(run.checkpoints, 20)
+    shutil.copytree(path.parent, temporary, dirs_exist_ok=True)
+    write_json(temporary / "state.json", {**state, "format": 99})
+    commit(temporary, run.checkpoints, 20)
+    with pytest.raises(EnvironmentProblem, match="format 99"):
+        start_of(run)
