@@ -50,9 +50,10 @@ format: setup ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## data preparation and start-up times beside others, as ratios
+bench: setup $(QUICKSTART_MODEL)/config.json ## preparation, start-up and checkpoints beside others, as ratios
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/checkpoint.py --model $(QUICKSTART_MODEL)
 
 image: ## the container image; BASE_IMAGE=... takes another base, IMAGE_TOOL=podman another builder
 	$(IMAGE_TOOL) build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --tag $(IMAGE) .

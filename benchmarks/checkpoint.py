@@ -3,10 +3,11 @@
     python benchmarks/checkpoint.py [--model FOLDER] [--every STEPS] [--saves N] [--rank R ...]
 
 One training run for each LoRA rank saves in turns with this project's checkpointer and with
-`Trainer._save_checkpoint`: same model, optimizer, disk (TMPDIR chooses it) and moment. Of the steps
-between two saves the first half shows what a save does to those that follow it, the second half,
-with nothing left to write, is what they are compared with. The first save of each kind is not
-counted. Ours is hashed and synced when it counts as saved; Trainer leaves its files to the kernel.
+`Trainer._save_checkpoint`: same model, optimizer and disk (TMPDIR chooses it). Of the steps between
+two saves the first half shows what a save does to those that follow it. What is not written by then
+is waited for, which counts as theirs; the second half, undisturbed, is what they are compared with.
+The first save of each kind is not counted. Ours is hashed and synced when it counts as saved;
+Trainer neither hashes nor syncs. With fast steps, as on a GPU, make --every longer.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -28,7 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from trainer.entry import quiet_libraries  # noqa: E402
+from trainer.entry import quiet_libraries, run_entry  # noqa: E402
 
 quiet_libraries()
 
@@ -48,7 +48,7 @@ from trainer.world import read_world  # noqa: E402
 MODEL = ROOT / "models" / "smollm2-135m-instruct"
 OURS, THEIRS = "this project", "transformers.Trainer"
 RANKS, SAVES, EVERY = (16, 128), 10, 4
-EXAMPLES, TOKENS, KEEP = 2, 128, 2
+EXAMPLES, TOKENS, KEEP = 2, 64, 2
 MIB = 1 << 20
 
 
@@ -84,12 +84,12 @@ class Turns(TrainerCallback):  # type: ignore[misc]
         kind = THEIRS if len(self.saves) % 2 else OURS
         step = self.trainer.state.global_step
         started = _now()
-        if kind is OURS:
+        if kind == OURS:
             self._ours(model, trial)
         else:
             Trainer._save_checkpoint(self.trainer, model, trial)
         save = Save(kind, step, _now() - started)
-        if kind is THEIRS:
+        if kind == THEIRS:
             folder = self.directory.path / f"checkpoint-{step}"
             save.num_bytes = sum(file.stat().st_size for file in folder.iterdir())
         self.saves.append(save)
@@ -113,7 +113,7 @@ class Turns(TrainerCallback):  # type: ignore[misc]
             self.trainer.checkpointer.finish()
             save.following += _now() - waited
             os.sync()
-            if save.kind is OURS:
+            if save.kind == OURS:
                 last = json.loads(self.directory.last_save.read_text(encoding="utf-8"))
                 save.on_disk, save.num_bytes = last["seconds"], last["bytes"]
 
@@ -131,9 +131,9 @@ class TimedSession(Session):
         return trainer
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Print the machine as JSON, then a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description="what a checkpoint costs training")
     parser.add_argument("--model", type=Path, default=MODEL, help="a model folder; `make demo`'s")
     parser.add_argument("--every", type=int, default=EVERY, help="steps from a save to the next")
     parser.add_argument("--saves", type=int, default=SAVES, help="counted saves of each kind")
@@ -143,9 +143,15 @@ def main(arguments: Sequence[str]) -> None:
         parser.error(f"there is no model in {chosen.model}; `make demo` writes one")
     if chosen.every < 2 or chosen.every % 2:
         parser.error(f"--every {chosen.every} has no two equal halves; take an even number")
+    if chosen.saves < 1:
+        parser.error(f"--saves {chosen.saves} measures nothing; take 1 or more")
     print(json.dumps(_machine()))
-    print("| LoRA r | save by | MiB | step blocked, s | x | next steps slower by, s | on disk, s |")
-    print("|---:|---|---:|---:|---:|---:|---:|")
+    half = chosen.every // 2
+    print(
+        "| LoRA r | save by | MiB | training blocked, s | x | on disk after, s "
+        f"| next {half} steps slower by, s | {half} steps, s |"
+    )
+    print("|---:|---|---:|---:|---:|---:|---:|---:|", flush=True)
     for rank in chosen.rank:
         saves = _train(chosen.model, rank, every=chosen.every, num_saves=chosen.saves)
         _print_rows(rank, saves)
@@ -198,12 +204,11 @@ def _print_rows(rank: int, saves: list[Save]) -> None:
         print(
             f"| {rank} | {kind} | {median(save.num_bytes for save in of_kind) / MIB:.0f} "
             f"| {_spread(blocked)} | {median(blocked) / own:.1f} "
+            f"| {_spread(on_disk) if on_disk else 'not synced'} "
             f"| {_spread([save.slowdown for save in of_kind])} "
-            f"| {_spread(on_disk) if on_disk else 'not synced'} |",
+            f"| {_spread([save.quiet for save in of_kind])} |",
             flush=True,
         )
-    steps = [save.quiet for save in saves]
-    print(f"r {rank}: {len(steps)} x half a period: {_spread(steps)} s", file=sys.stderr)
 
 
 def _spread(seconds: list[float]) -> str:
@@ -232,4 +237,4 @@ def _now() -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run_entry(main))

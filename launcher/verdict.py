@@ -37,7 +37,7 @@ def conclude(
         message=error.what,
         remedy=error.fix,
     )
-    if error.exit_code == ConfigError.exit_code and _tells_of_another(attempt.run, status_before):
+    if _tells_of_another(attempt.run, status_before, error.exit_code):
         write_termination_log(ending)
     else:
         write_verdict(attempt.run, ending)
@@ -46,13 +46,16 @@ def conclude(
     raise error
 
 
-def _tells_of_another(run: RunDirectory, before: Mapping[str, Any]) -> bool:
-    """Whether status.json is an earlier attempt's, or that of somebody who is still at work.
+def _tells_of_another(run: RunDirectory, before: Mapping[str, Any], exit_code: int) -> bool:
+    """Whether status.json tells of somebody who is at work, or of an attempt before this one.
 
-    An attempt that was refused leaves it so: a completed run stays completed.
+    One that was refused, or never came to train, leaves a completed run completed.
     """
-    is_unchanged = run.read_status() == before and before.get("state") not in (None, "preparing")
-    return is_unchanged or run.process_at_work() is not None
+    if run.process_at_work() is not None:
+        return True
+    was_refused = exit_code == ConfigError.exit_code
+    kept = ("completed", "failed", "interrupted") if was_refused else ("completed",)
+    return before.get("state") in kept and run.read_status() == before
 
 
 def _show_log(attempt: Attempt, verdict: Verdict) -> None:

@@ -13,6 +13,7 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
 
+from launcher.engines.rendezvous import free_local_rendezvous
 from tests.commands import EXAMPLE_DATA, read_json, run, training_losses, write_config
 from tests.resuming import cut_at, logged, require_same_run
 from tests.tiny import make_model_folder
@@ -36,7 +37,8 @@ ENGINES: dict[str, tuple[str, ...]] = {
         *("--main_process_port", "0", "--mixed_precision", "no", "-m", "trainer"),
     ),
     "deepspeed": (
-        *("-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", "0"),
+        *("-m", "deepspeed.launcher.runner", "--num_gpus", "2"),
+        *("--master_port", free_local_rendezvous().rpartition(":")[2]),
         *("--module", "trainer"),
     ),
 }

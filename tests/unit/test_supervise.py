@@ -8,6 +8,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -294,16 +295,41 @@ def test_after_the_second_request_a_rank_that_hears_nothing_is_killed(
 
 
 @pytest.mark.parametrize(
-    ("before", "state"), [({"state": "completed", "exit_code": 0}, "completed"), (None, "failed")]
+    ("before", "error", "is_kept"),
+    [
+        ("completed", "ConfigError", True),
+        ("interrupted", "ConfigError", True),
+        ("completed", "TrainingFailed", True),
+        ("interrupted", "TrainingFailed", False),
+        ("preparing", "ConfigError", False),
+        (None, "ConfigError", False),
+    ],
 )
-def test_an_attempt_that_is_refused_leaves_the_status_of_the_run(
-    before: dict[str, object] | None, state: str, tmp_path: Path
+def test_an_attempt_that_never_trained_leaves_what_the_status_said(
+    before: str | None, error: str, is_kept: bool, tmp_path: Path
 ) -> None:
     if before is not None:
-        (tmp_path / "status.json").write_text(json.dumps(before))
-    ended = supervised(tmp_path, RANK.format(body="raise ConfigError('another run')"))
-    assert ended.returncode == 2
-    assert json.loads((tmp_path / "status.json").read_text())["state"] == state
+        (tmp_path / "status.json").write_text(json.dumps({"state": before, "ended": 1.0}))
+    assert supervised(tmp_path, RANK.format(body=f"raise {error}('now')")).returncode in (2, 4)
+    status = json.loads((tmp_path / "status.json").read_text())
+    if is_kept:
+        assert status == {"state": before, "ended": 1.0}
+    else:
+        assert (status["state"], status["message"]) == ("failed", "now")
+
+
+def test_the_status_of_a_run_that_another_launcher_carries_out_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    body = "raise ConfigError('the run is in progress')"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        process = psutil.Process(other.pid)
+        who = {"pid": other.pid, "host": socket.gethostname(), "created": process.create_time()}
+        status = json.dumps({"state": "running", **who})
+        (tmp_path / "status.json").write_text(status)
+        assert supervised(tmp_path, RANK.format(body=body)).returncode == 2
+        assert (tmp_path / "status.json").read_text() == status
+        other.kill()
 
 
 def test_the_third_request_ends_everything_at_once(tmp_path: Path) -> None:
