@@ -60,18 +60,16 @@ def supervise(
 
     The child gets a session of its own, so that Ctrl-C reaches it once, from here. An interactive
     one stays on the terminal, where it gets Ctrl-C by itself. `environment` is added to ours.
-
     With an attempt the command is an engine of a run: its ranks are watched, they get
     `save_seconds` once one has stopped on request, and what the run came to is raised as the error
-    of the rank that caused it, with that rank's exit code; `how_to_go_on` is the fix of a run that
-    was stopped.
+    of the rank that caused it. `how_to_go_on`: the fix of a run that was stopped.
 
     Raises: Interrupted when it ended on a request to stop, TrainingFailed when a rank or the
     command died; with an attempt any RankZeroError. Main thread only.
     """
     with _receiving_signals() as wake:
         oom_kills = count_oom_kills()
-        status = attempt.run.read_status() if attempt is not None else {}
+        status_before = attempt.run.read_status() if attempt is not None else {}
         ranks = None if attempt is None else RankWatch(attempt, save_seconds=save_seconds)
         supervisor = _Supervisor(command, environment or {}, ranks, is_interactive)
         try:
@@ -88,12 +86,12 @@ def supervise(
         )
         pids = [record.pid for record in attempt.records()]
         codes = exit_codes_in(attempt.last_text(0), pids) | {supervisor.engine.pid: code}
-        return conclude(attempt, ranks.ends(codes), evidence, status_before=status)
+        return conclude(attempt, ranks.ends(codes), evidence, status_before=status_before)
     if code >= 0:
         return code
-    name = signal_name(-code)
     if -code in supervisor.sent:
         raise interrupted_by(signal.Signals(-code))
+    name = signal_name(-code)
     raise TrainingFailed(
         f"`{' '.join(command[1:3])}` was killed by {name}",
         rule="a process ends by itself",

@@ -33,7 +33,7 @@ ENGINES: dict[str, tuple[str, ...]] = {
         *("-m", "trainer"),
     ),
     "accelerate": (
-        *("-m", "accelerate.commands.launch", "--cpu", "--multi_gpu", "--num_processes", "2"),
+        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
         *("--main_process_port", "0", "--mixed_precision", "no", "-m", "trainer"),
     ),
     "deepspeed": (
@@ -105,7 +105,7 @@ def eventful(
     return engine, sections, folder
 
 
-@pytest.mark.parametrize("step", [1, 3, 6, 8], ids=lambda step: f"after step {step}")
+@pytest.mark.parametrize("step", [1, 6, 8], ids=lambda step: f"after step {step}")
 def test_a_run_that_goes_on_ends_bit_for_bit_the_same(
     eventful: tuple[str, dict[str, Any], Path], base: Path, step: int
 ) -> None:

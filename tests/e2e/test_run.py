@@ -101,10 +101,28 @@ def test_a_run_is_never_overwritten(finished: Path, base: Path, tmp_path: Path) 
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     config = write_config(tmp_path / "again.json", base, finished)
     for command in (("-m", "launcher", "train", config), ("-m", "trainer", "--config", config)):
-        refused = run(*command)
+        refused = run(*command, "--resume", "never")
         assert refused.returncode == 2
         assert "already holds a run" in refused.stderr
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_finished_run_started_again_is_left_as_it_is(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    again = rankzero("train", finished.parent / "run.json")
+    assert again.returncode == 0, again.stderr
+    assert f"{finished} is complete: nothing to do" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_another_run_does_not_go_on_in_this_one(finished: Path, base: Path, tmp_path: Path) -> None:
+    kept = [path for path in finished.iterdir() if path.is_file()]
+    before = {path: path.read_bytes() for path in kept}
+    config = write_config(tmp_path / "other.json", base, finished, lora={"r": 3})
+    refused = rankzero("train", config)
+    assert refused.returncode == 2
+    assert "lora.r" in refused.stderr
+    assert {path: path.read_bytes() for path in kept} == before
 
 
 def test_bad_rows_stop_before_training_and_leave_nothing(base: Path, tmp_path: Path) -> None:
