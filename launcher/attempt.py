@@ -7,14 +7,9 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from trainer.attempt import RankRecord, log_path, read_record, record_path
 from trainer.errors import EnvironmentProblem
 from trainer.run_directory import RunDirectory
-
-_SAME_PROCESS_SECONDS = 2.0
-"""Two readings of when a process was created differ when the clock was set in between."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +66,3 @@ class Attempt:
                 return file.read().decode("utf-8", errors="replace")
         except OSError:
             return ""
-
-
-def process_of(record: RankRecord) -> psutil.Process | None:
-    """Return a rank's process while it lives; None once it is gone, its pid reused or not."""
-    try:
-        process = psutil.Process(record.pid)
-        is_same = abs(process.create_time() - record.created) < _SAME_PROCESS_SECONDS
-        is_alive = is_same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return None
-    return process if is_alive else None

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from trainer.errors import ConfigError
 from trainer.run_directory import RunDirectory
 
@@ -66,14 +64,13 @@ def read_run(path: Path) -> RunRecord:
         status=status,
         plan=_read_object(path / "plan.json"),
         metrics=tuple(_read_lines(run.metrics)),
-        is_gone=_is_gone(status),
+        is_gone=_is_gone(run, status),
     )
 
 
-def _is_gone(status: Json) -> bool:
+def _is_gone(run: RunDirectory, status: Json) -> bool:
     is_here = status.get("state") == "running" and status.get("host") == socket.gethostname()
-    pid = status.get("pid")
-    return is_here and isinstance(pid, int) and not psutil.pid_exists(pid)
+    return is_here and run.process_at_work() is None
 
 
 def compare(records: Sequence[RunRecord]) -> Comparison:

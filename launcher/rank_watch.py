@@ -6,10 +6,11 @@ import time
 
 import psutil
 
-from launcher.attempt import Attempt, process_of
+from launcher.attempt import Attempt
 from launcher.diagnosis import RankEnd
 from trainer.attempt import RankRecord
 from trainer.errors import PeerLost
+from trainer.run_directory import find_process
 
 FAILURE_GRACE_SECONDS = 5.0
 """Between a rank's death and ours to act: gloo tells the others at once, torchrun polls ten times a
@@ -87,7 +88,7 @@ class RankWatch:
     def _look(self) -> list[tuple[RankRecord, psutil.Process | None]]:
         ranks = []
         for known in self.attempt.records():
-            process = process_of(known)
+            process = find_process(known.pid, known.created)
             if process is not None:
                 self._last_seen[known.rank] = time.time()
             else:

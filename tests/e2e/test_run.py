@@ -47,8 +47,11 @@ def test_the_run_directory_tells_the_whole_story(finished: Path) -> None:
     assert summary["after"]["validation"] < summary["before"]["validation"]
     assert summary["after"]["test"] < summary["before"]["test"]
     assert summary["steps"] == 10
-    checkpoints = sorted(path.name for path in (finished / "checkpoints").iterdir())
-    assert checkpoints == ["checkpoint-10", "checkpoint-9"]
+    best, last = f"step-{summary['best_step']:06d}", "step-000010"
+    checkpoints = {path.name for path in (finished / "checkpoints").iterdir()}
+    assert {best, last, "latest"} <= checkpoints
+    assert len(checkpoints - {best, "latest"}) <= 2  # keep_last
+    assert (finished / "checkpoints" / "latest").resolve().name == last
 
 
 def test_tensorboard_and_metrics_hold_the_same_losses(finished: Path) -> None:

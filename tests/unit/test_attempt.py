@@ -12,13 +12,13 @@ import psutil
 import pytest
 import torch
 
-from launcher.attempt import Attempt, process_of
+from launcher.attempt import Attempt
 from launcher.diagnosis import WITH_ANOTHER
 from trainer import failures
 from trainer.attempt import RankRecord, ended_with, read_record, taking_part
 from trainer.errors import ConfigError, EnvironmentProblem, Interrupted, PeerLost, TrainingFailed
 from trainer.failures import explained
-from trainer.run_directory import RunDirectory
+from trainer.run_directory import RunDirectory, find_process
 from trainer.status import Ending, write_failed, write_running, write_verdict
 from trainer.world import World
 
@@ -66,10 +66,8 @@ def test_a_record_that_is_none_is_passed_over(tmp_path: Path) -> None:
 
 def test_a_pid_that_is_another_process_now_is_not_the_rank() -> None:
     created = psutil.Process().create_time()
-    alive = RankRecord(0, 1, 1, pid=os.getpid(), host="h", created=created)
-    reused = RankRecord(0, 1, 1, pid=os.getpid(), host="h", created=created - 60)
-    assert process_of(alive) is not None
-    assert process_of(reused) is None
+    assert find_process(os.getpid(), created) is not None
+    assert find_process(os.getpid(), created - 60) is None
 
 
 def test_nodes_that_share_a_file_system_keep_apart(tmp_path: Path) -> None:
