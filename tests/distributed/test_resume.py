@@ -175,6 +175,18 @@ def test_a_run_goes_from_engine_to_engine(base: Path, uninterrupted: Path, tmp_p
     assert training_losses(run_directory) == pytest.approx(training_losses(uninterrupted), rel=1e-4)
 
 
+def test_the_frozen_base_may_be_stored_otherwise(
+    base: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    moved = cut_at(uninterrupted, 4, tmp_path / "moved")
+    sections = {**PLAIN, "model": {"quantization": "nf4"}}
+    said = train("python", configure(tmp_path / "run.json", base, moved, **sections))
+    assert "(step 4, " in said
+    # 4 bits move the losses, but not to where an adapter without these four steps would be.
+    assert training_losses(moved) == pytest.approx(training_losses(uninterrupted), rel=0.02)
+    assert training_losses(moved)[4:] != training_losses(uninterrupted)[4:]
+
+
 def test_the_adapter_of_a_checkpoint_is_plain_peft(base: Path, uninterrupted: Path) -> None:
     checkpoint = uninterrupted / "checkpoints" / "latest"
     model = AutoPeftModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)

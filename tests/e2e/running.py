@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 from tests.commands import EXAMPLE_DATA, write_config
 from trainer.attempt import VARIABLE, read_record
@@ -172,12 +171,6 @@ def ending_all() -> Iterator[Start]:
             each.process.kill()
             each.process.wait()
             send(each.processes(), signal.SIGKILL)
-
-
-@pytest.fixture(name="start")
-def start_fixture() -> Iterator[Start]:
-    with ending_all() as begin:
-        yield begin
 
 
 def send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:

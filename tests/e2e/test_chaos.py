@@ -14,15 +14,25 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.e2e.running import LiveRun, Start, ending_all, leftovers, newest_step, send, train
-from tests.e2e.running import write_eventful_config
+from tests.e2e.running import (
+    LiveRun,
+    Start,
+    ending_all,
+    leftovers,
+    newest_step,
+    send,
+    train,
+    write_eventful_config,
+)
 from tests.resuming import require_same_run
 from tests.tiny import make_model_folder
+from trainer.errors import TrainingFailed
 
 pytestmark = [
     pytest.mark.e2e,
@@ -33,8 +43,10 @@ NUM_KILLS = int(os.environ.get("RANKZERO_CHAOS_KILLS", "5"))
 SEED = int(os.environ.get("RANKZERO_CHAOS_SEED", str(time.time_ns() % 10_000)))
 ZERO = os.environ.get("RANKZERO_CHAOS_ZERO", "zero2")
 ENGINES = ("torchrun", "accelerate", "deepspeed")
-MOST_STEPS = 6  # of an attempt before the blow
-# Who is killed, and when. The short form takes the first five; the long one all, again and again.
+MOST_STEPS = 6  # of an attempt, from its first step to the blow
+RESULTS = (".adapter.partial", "adapter", "summary.json")
+DELAYS = {"writing": (0.0, 0.0, 0.0, 0.01, 0.03), "training": (0.0, 0.02, 0.05, 0.1, 0.2)}
+# Who is killed, and when; the short form takes the first four. One more comes at the end.
 BLOWS = (
     ("rank 0", "writing"),
     ("launcher", "writing"),
@@ -54,6 +66,12 @@ BLOWS = (
 )
 
 
+@pytest.fixture(name="start")
+def start_runs() -> Iterator[Start]:
+    with ending_all() as begin:
+        yield begin
+
+
 def victims(live: LiveRun, who: str) -> list[psutil.Process]:
     """Return the processes to kill, first things first; empty while they are not there."""
     launcher = psutil.Process(live.process.pid)
@@ -71,30 +89,54 @@ def victims(live: LiveRun, who: str) -> list[psutil.Process]:
 
 
 def strike(live: LiveRun, who: str, when: str, chance: random.Random) -> bool:
-    """Kill at a random moment; false when the run was quicker."""
+    """Kill at a random moment; tell whether a checkpoint was being written just then."""
     if when == "starting":
         live.until(lambda: victims(live, who), f"{who} was there")
-        live.lives_for(chance.uniform(0, 8))
+        latest = time.monotonic() + chance.uniform(0, 8)
+        live.until(lambda: live.last_step or time.monotonic() > latest, "training")
+    elif when == "finishing":
+        live.until(lambda: (live.run / chance.choice(RESULTS)).exists(), "the results")
     else:
         live.until(lambda: live.last_step, "the first step")
         goal = live.last_step + chance.randrange(MOST_STEPS)
         live.until(lambda: live.last_step >= goal, f"step {goal}")
         if when == "writing":
             live.until(live.is_writing, "a checkpoint was written")
-            live.lives_for(chance.choice((0.0, 0.0, 0.01, 0.03)))
-        else:
-            live.lives_for(chance.uniform(0, 0.2))
-    is_inside = live.is_writing()
+        live.lives_for(chance.choice(DELAYS[when]))
     chosen = victims(live, who)
+    is_inside = live.is_writing()
     send(chosen[:1], signal.SIGKILL)
     if who == "launcher, then rank 0":
-        # It has been asked to save by now.
-        psutil.wait_procs([], timeout=chance.uniform(0, 0.1))
+        time.sleep(chance.uniform(0, 0.1))  # rank 0 is about to stop and save
     send(chosen[1:], signal.SIGKILL)
     return is_inside
 
 
-def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_the_same(
+def test_a_run_killed_again_and_again_ends_bit_for_bit_the_same(
     tmp_path: Path, start: Start
 ) -> None:
-    ...
+    chance = random.Random(SEED)
+    base = make_model_folder(tmp_path / "tiny-llama")
+    config = write_eventful_config(tmp_path, base, steps=10 * (NUM_KILLS + 1), zero=ZERO)
+    straight, run = tmp_path / "straight", tmp_path / "killed"
+    train(config, straight, ENGINES[0])
+    blows = [*itertools.islice(itertools.cycle(BLOWS), NUM_KILLS - 1), ("rank 0", "finishing")]
+    figures: Counter[str] = Counter()
+    step = 0
+    for number, (who, when) in enumerate(blows):
+        story = f"seed {SEED}, blow {number}: {who} while {when}"
+        live = start(config, run, ENGINES[number % len(ENGINES)] if NUM_KILLS > 5 else ENGINES[0])
+        is_inside = strike(live, who, when, chance)
+        code = live.end()
+        figures.update((who, when, "inside a write") if is_inside else (who, when))
+        told = f"{story} at step {live.last_step}{', inside a write' if is_inside else ''}"
+        print(f"{told}: {code}")
+        assert "Traceback" not in live.said, f"{told}\n{live.tail}"
+        if code != -signal.SIGKILL:  # else the ranks are still at work
+            assert code == TrainingFailed.exit_code, f"{told}\n{live.tail}"
+            before, step = step, newest_step(run)
+            assert step >= before, told
+    train(config, run, ENGINES[0])
+    print(f"seed {SEED}, {len(blows)} kills: {dict(figures)}")
+    assert leftovers(run) == [], f"seed {SEED}"
+    require_same_run(straight, run)

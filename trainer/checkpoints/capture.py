@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftConfig, PeftModel
 
-from trainer.checkpoints.adapter import WEIGHTS, adapter_config, adapter_names, adapter_tensors
+from trainer.checkpoints.adapter import WEIGHTS, adapter_config, adapter_tensors
 from trainer.checkpoints.moments import optimizer_tensors, trained_parameters
 from trainer.checkpoints.zero import master_weights, zero_tensors
 from trainer.safetensors_file import write_safetensors
@@ -37,8 +37,13 @@ class AdapterSnapshot:
     """None when it is kept elsewhere, in parts."""
 
 
-def capture_adapter(trainer: RankZeroTrainer, *, with_optimizer: bool) -> AdapterSnapshot | None:
-    """Copy the adapter, and the optimizer's state, to the host; None on other ranks than 0."""
+def capture_adapter(
+    trainer: RankZeroTrainer, names: Mapping[str, str], *, with_optimizer: bool
+) -> AdapterSnapshot | None:
+    """Copy the adapter, and the optimizer's state, to the host; None on other ranks than 0.
+
+    `names`: PEFT's name of each tensor -> the parameter's (`adapter_names`).
+    """
     model: PeftModel = trainer.model
     zero = trainer.zero_optimizer
     is_writer = trainer.world.is_rank_zero
@@ -47,7 +52,7 @@ def capture_adapter(trainer: RankZeroTrainer, *, with_optimizer: bool) -> Adapte
     moments = _to_host(_moments(trainer), keep=is_writer) if with_optimizer else None
     if not is_writer:
         return None
-    tensors = adapter_tensors(adapter_names(model), weights)
+    tensors = adapter_tensors(names, weights)
     return AdapterSnapshot(adapter_config(model), tensors, moments)
 
 

@@ -8,13 +8,14 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from trainer.checkpoints import capture
+from trainer.checkpoints.adapter import adapter_names
 from trainer.checkpoints.commit import begin, commit, discard, explaining_writes, prune
 from trainer.checkpoints.contract import FILE_NAME as CONTRACT
 from trainer.checkpoints.folder import Checkpoint
@@ -72,7 +73,9 @@ class Checkpointer:
         state = trainer.run_state("portable" if trainer.is_portable else "sharded")
         is_lora = trainer.config.lora.enabled
         snapshot = (
-            capture.capture_adapter(trainer, with_optimizer=trainer.is_portable)
+            capture.capture_adapter(
+                trainer, self._adapter_names, with_optimizer=trainer.is_portable
+            )
             if is_lora
             else None
         )
@@ -96,6 +99,10 @@ class Checkpointer:
             trainer.host.wait_for_all()
         else:
             self._save_sharded(state, fill, started)
+
+    @cached_property
+    def _adapter_names(self) -> dict[str, str]:
+        return adapter_names(self.trainer.model)  # walks through all modules: once is enough
 
     def check(self) -> None:
         """Raise the error of a save that went wrong meanwhile; cheap, for every step."""
