@@ -32,7 +32,7 @@ class HostGroup:
         self.world = world
         self._group = (
             distributed.new_group(backend="gloo", timeout=_SAVE_TIMEOUT)
-            if world.world_size > 1
+            if distributed.is_initialized() and world.world_size > 1
             else None
         )
         self._flag = torch.zeros(1, dtype=torch.int64)

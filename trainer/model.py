@@ -118,8 +118,21 @@ def _load_base(
             attn_implementation=attention,
             **{name: value for name, value in options.items() if value is not None},
         )
+    _keep_gradients_through_4_bits(model)
     used = model.config._attn_implementation
     return model, (*quantization_notes, f"attention: {used} ({reason})")
+
+
+def _keep_gradients_through_4_bits(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from packing weights for inference on CPUs with AVX512-BF16.
+
+    The first evaluation would do it for good, and the packed product has no backward: layers above
+    would send no gradient to those below, without a word.
+    Source: bitsandbytes 0.50, nn/modules.py (Linear4bit.forward), autograd/_functions.py.
+    """
+    for module in model.modules():
+        if type(module).__name__ in ("Linear4bit", "LinearNF4", "LinearFP4"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def quantization_config(

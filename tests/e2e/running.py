@@ -132,11 +132,11 @@ def start(config: Path, run: Path, engine: str, *arguments: str) -> LiveRun:
     """Start `rankzero train CONFIG` with the run directory `run`."""
     before = _names(run / "attempts")
     output = run.with_name(f"{run.name}.{len(list(run.parent.glob('*.said')))}.said")
-    engine_options = ("--engine", engine, "--processes", "1" if engine == "python" else str(RANKS))
+    processes = "1" if engine == "python" else str(RANKS)
+    options = ["--engine", engine, "--processes", processes, "--set", f"output_dir={run}"]
     with output.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "launcher", "train", str(config), *engine_options, *arguments]
-            + ["--set", f"output_dir={run}"],
+            [sys.executable, "-m", "launcher", "train", str(config), *options, *arguments],
             stdout=subprocess.DEVNULL,
             stderr=file,
             env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
@@ -199,7 +199,7 @@ def leftovers(run: Path) -> list[str]:
 
 def _names(folder: Path) -> set[str]:
     try:
-        return set(os.listdir(folder))
+        return {path.name for path in folder.iterdir()}
     except FileNotFoundError:
         return set()
 

@@ -20,7 +20,7 @@ from trainer.config import load_config, to_json
 
 
 def _invoke(run: Path, *options: str) -> Result:
-    return CliRunner().invoke(rankzero, ["checkpoints", str(run), *options])
+    return CliRunner().invoke(rankzero, ["checkpoints", str(run), *options], env={"COLUMNS": "160"})
 
 
 def _steps(run: Path) -> list[int]:

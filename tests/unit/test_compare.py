@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 from click.testing import CliRunner, Result
 
 from launcher.cli import rankzero
@@ -93,7 +94,12 @@ def test_a_finished_run_shows_its_summary(tmp_path: Path) -> None:
 
 
 def test_a_running_run_shows_what_it_has_logged(tmp_path: Path) -> None:
-    status = {"state": "running", "pid": os.getpid(), "host": socket.gethostname()}
+    status = {
+        "state": "running",
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "created": psutil.Process().create_time(),
+    }
     run = _run(tmp_path / "a", config=CONFIG, status=status, metrics=METRICS)
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 3, "lo')  # a line in the middle of being written
@@ -168,7 +174,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_parts_of_another_shape_than_training_writes_count_as_absent(tmp_path: Path) -> None:
-    status = {"state": "running", "pid": "x", "host": socket.gethostname()}
+    status = {"state": "running", "pid": "x", "host": "elsewhere"}
     (tmp_path / "status.json").write_text(json.dumps(status), encoding="utf-8")
     (tmp_path / "summary.json").write_text('{"before": 3, "after": null}', encoding="utf-8")
     results = to_results(read_run(tmp_path))

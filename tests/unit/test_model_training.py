@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -73,9 +74,32 @@ def load_fresh(folder: Path, kind: str) -> Any:
         )
     if kind == "int8":
         quantization = BitsAndBytesConfig(load_in_8bit=True)
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, device_map={"": CPU}, quantization_config=quantization
     )
+    for module in model.modules():
+        if isinstance(module, Linear4bit):  # on some CPUs it would compute in bf16 in eval mode
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def test_gradients_pass_through_4_bits_after_an_evaluation(folders: dict[str, Path]) -> None:
+    config = make_config(folders["qwen2"], model={"quantization": "nf4"})
+    built = build_model(config, device=CPU, precision="fp32")
+
+    def gradients() -> list[torch.Tensor]:
+        built.model.train()
+        built.model(input_ids=BATCH, labels=BATCH, use_cache=False).loss.backward()
+        trained = [p for p in built.model.parameters() if p.requires_grad]
+        kept = [p.grad.clone() for p in trained if p.grad is not None]
+        built.model.zero_grad()
+        return kept
+
+    before = gradients()
+    logits(built.model)
+    after = gradients()
+    assert len(before) == len(after) > 0
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

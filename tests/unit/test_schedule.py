@@ -134,12 +134,25 @@ def test_early_stopping(
     assert evaluate_all(EarlyStoppingCallback(config), losses) == stops_at
 
 
-def test_the_best_model_is_written_at_each_new_lowest_loss() -> None:
-    written: list[int] = []
-    callback = BestModelCallback(lambda: written.append(callback.best_step))
-    callback.on_evaluate(None, SimpleNamespace(global_step=0), None, {"eval_loss": 0.1})
-    evaluate_all(callback, [3, 2, 2.5, 2.0, 1.0, 1.5])
-    assert written == [1, 2, 5]
+def test_each_new_lowest_loss_is_saved() -> None:
+    callback, saved = BestModelCallback(), []
+    for step, loss in enumerate([0.1, 3, 2, 2.5, 2.0, 1.0, 1.5]):  # step 0 is the base model
+        control = SimpleNamespace(should_save=False)
+        callback.on_evaluate(None, SimpleNamespace(global_step=step), control, {"eval_loss": loss})
+        if control.should_save:
+            saved.append(callback.best_step)
+    assert saved == [1, 2, 5]
+
+
+def test_a_stop_that_was_due_is_due_after_going_on_too() -> None:
+    config = EvaluationConfig(early_stopping_patience=2)
+    first = EarlyStoppingCallback(config)
+    assert evaluate_all(first, [3, 4, 5]) == 3
+    second = EarlyStoppingCallback(config)
+    second.load_state_dict(first.state_dict())
+    control = SimpleNamespace(should_training_stop=False)
+    second.on_train_begin(None, None, control)
+    assert control.should_training_stop
 
 
 def rates(training: dict[str, Any], steps: int) -> list[float]:
