@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,18 +14,17 @@ from rich.console import Console
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from trainer import interruption
+from trainer.beginning import Beginning
 from trainer.callbacks.baseline import BaselineCallback
 from trainer.callbacks.best_model import BestModelCallback, EarlyStoppingCallback
 from trainer.callbacks.cadence import CadenceCallback
 from trainer.callbacks.metrics import MetricsCallback
 from trainer.callbacks.progress import ProgressCallback
 from trainer.callbacks.take_up import TakeUpCallback
-from trainer.checkpoints.commit import clear_leftovers
 from trainer.checkpoints.folder import checkpoint_name
-from trainer.checkpoints.resume import AUTO, NEVER, Start, bring_in, find_start
+from trainer.checkpoints.resume import AUTO, NEVER, Start
 from trainer.checkpoints.saver import Checkpointer, publish
 from trainer.config import Config, load_config
-from trainer.config_paths import with_absolute_paths
 from trainer.data.store import PreparedData
 from trainer.deepspeed_setup import deepspeed_arguments
 from trainer.errors import Interrupted, TrainingFailed
@@ -38,18 +36,17 @@ from trainer.model import build_model, parameter_line
 from trainer.model_limits import check_model_fits
 from trainer.packing_proof import packing_is_exact
 from trainer.precision import choose_device, choose_precision, probe_native_bf16
-from trainer.prepare import write_report
 from trainer.prepared_data import counts_line, longest_example, prepared_for_rank, required_split
 from trainer.results import RunResults
 from trainer.resumable import GO_ON
-from trainer.run_directory import RunDirectory, keep_bytes, write_json
+from trainer.run_directory import RunDirectory, write_json
 from trainer.run_identity import describe_run
-from trainer.schedule import BatchPlan, make_batch_plan, with_fixed_batch
+from trainer.schedule import BatchPlan, make_batch_plan
 from trainer.status import write_completed, write_failed, write_running
 from trainer.tokenizer import load_training_tokenizer
 from trainer.tracking import restart_tensorboard, tracker_environment
 from trainer.training import RankZeroTrainer, build_training_arguments, to_training_arguments
-from trainer.weights import clear_temporaries, write_weights
+from trainer.weights import write_weights
 from trainer.world import World, read_world
 
 
@@ -124,8 +121,12 @@ class Session:
         contract = describe_run(self.config, data, plan)
         start = Start()
         if self.world.is_rank_zero:
-            start = bring_in(self.find_start(contract), self.directory)
-            self.describe(start, contract, data, plan)
+            beginning = Beginning(self.config, self.directory, self.resume)
+            found = beginning.find_start(contract)
+            for note in found.notes:
+                self.console.print(note, markup=False)
+            self.has_begun = True
+            start = beginning.take_place(found, contract, data, plan)
         trainer = self.build_trainer(data, plan)
         trainer.begin(start, Checkpointer(trainer, self.directory, contract, self.console))
         for callback in self.callbacks(trainer, trainer.plan):
@@ -156,39 +157,6 @@ class Session:
             longest_tokens=longest_example(data),
             world_size=self.world.world_size,
         )
-
-    def find_start(self, contract: dict[str, Any]) -> Start:
-        """Choose where to begin. Ranks: rank 0 only, before it meets the others."""
-        notes = clear_leftovers(self.directory.checkpoints)
-        allow_changes = self.config.checkpoint.allow_changes
-        start = find_start(self.resume, self.directory, contract, allow_changes=allow_changes)
-        for note in (*notes, *start.notes):
-            self.console.print(note, markup=False)
-        return start
-
-    def describe(
-        self, start: Start, contract: dict[str, Any], data: PreparedData, plan: BatchPlan
-    ) -> None:
-        """Make the run directory say what is trained from `start` on. Ranks: rank 0 only."""
-        self.has_begun = True
-        keep_bytes(self.directory.metrics, 0 if start.state is None else start.state.metrics_bytes)
-        write_json(self.directory.contract, contract)
-        resolved = with_absolute_paths(with_fixed_batch(self.config, plan))
-        write_json(self.directory.resolved_config, resolved.model_dump(mode="json"))
-        write_report(self.config, data.entry)
-        clear_temporaries(self.directory.path)
-        self.show_best(start)
-
-    def show_best(self, start: Start) -> None:
-        """Bring best_model/ back to what was the best at `start`: later steps are done again."""
-        state = start.state
-        if state is not None and not state.holds_weights(is_lora=self.config.lora.enabled):
-            return
-        if state is None or state.best_step is None:
-            shutil.rmtree(self.directory.best_model, ignore_errors=True)
-        else:
-            best = self.directory.checkpoints / checkpoint_name(state.best_step)
-            publish(best, self.directory.best_model)
 
     def build_trainer(self, data: PreparedData, plan: BatchPlan) -> RankZeroTrainer:
         """Everything that must exist before the first step; joins the process group."""

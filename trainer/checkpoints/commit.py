@@ -163,8 +163,15 @@ def explaining_writes(folder: Path) -> Iterator[None]:
             raise
         code = int(told[1])
         raise _refused(folder, code, os.strerror(code), told[2]) from error
+    except RuntimeError as error:
+        # Nor has what torch.save raises, when it opened the file itself, as DeepSpeed lets it.
+        if not any(text in str(error) for text in _TORCH_CANNOT_WRITE):
+            raise
+        raise _refused(folder, errno.ENOSPC, "most likely no space is left", None) from error
 
 
+_TORCH_CANNOT_WRITE = ("inline_container.cc", "PytorchStreamWriter failed", "iostream error")
+"""Source: caffe2/serialize/inline_container.cc, torch 2.13."""
 _FIXES = {
     (errno.ENOSPC, errno.EDQUOT): "free space or lower checkpoint.keep_last",
     (errno.EACCES, errno.EPERM, errno.EROFS): "let this user write to the folder",

@@ -159,11 +159,12 @@ class Checkpointer:
         temporary = trainer.host.from_rank_zero(temporary)
         assert temporary is not None
         try:
-            trainer.model_wrapped.save_checkpoint(
-                str(temporary),
-                tag=SHARDED,
-                exclude_frozen_parameters=trainer.config.lora.enabled,
-            )
+            with explaining_writes(self.directory.checkpoints):
+                trainer.model_wrapped.save_checkpoint(
+                    str(temporary),
+                    tag=SHARDED,
+                    exclude_frozen_parameters=trainer.config.lora.enabled,
+                )
         except BaseException:
             discard(temporary)
             raise
