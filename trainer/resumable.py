@@ -16,7 +16,7 @@ from transformers import Trainer
 
 from trainer.callbacks.stateful import StatefulCallback
 from trainer.checkpoints.contract import differences
-from trainer.checkpoints.generators import generator_states
+from trainer.checkpoints.generators import GeneratorStates, generator_states
 from trainer.checkpoints.restore import (
     LOSS_SUM,
     restore_ranks,
@@ -55,7 +55,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         self._started, self._seconds_stopped = time.perf_counter(), 0.0
         self._seconds_before = 0.0  # of earlier attempts
         self._evaluation_pending = False
-        self._generators: dict[str, torch.Tensor] | None = None  # at the start of an open step
+        self._generators: GeneratorStates | None = None  # at the start of an open step
         super().__init__(**arguments)
         self.host = HostGroup(self.world)
 
@@ -226,7 +226,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     def own_tensors(self) -> dict[str, torch.Tensor]:
         """Return what belongs to this rank alone."""
         generators = self._generators or generator_states()
-        return {**generators, LOSS_SUM: self._tr_loss.detach().cpu()}
+        return {**generators.to_tensors(), LOSS_SUM: self._tr_loss.detach().cpu()}
 
     @property
     def zero_optimizer(self) -> Any:
