@@ -17,7 +17,7 @@ class GeneratorStates(NamedTuple):
 
     python: tuple[Any, ...]
     numpy: dict[str, Any]
-    torch: torch.Tensor
+    cpu: torch.Tensor
     cuda: torch.Tensor | None
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
@@ -31,7 +31,7 @@ class GeneratorStates(NamedTuple):
                 [*numpy_words, self.numpy["state"]["pos"], self.numpy["has_gauss"]]
             ),
             "numpy_gauss": torch.tensor([self.numpy["gauss"]], dtype=torch.float64),
-            "torch": self.torch,
+            "torch": self.cpu,
         }
         return tensors if self.cuda is None else {**tensors, "cuda": self.cuda}
 
