@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check format bench image lock clean
+.PHONY: help setup demo test test-fast chaos check format bench image lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,6 +37,10 @@ demo: setup $(QUICKSTART_MODEL)/config.json ## fine-tune a real chat model, merg
 
 test: setup ## all tests (CPU)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+chaos: setup ## kill and stop training runs again and again (CPU, about half an hour)
+	RANKZERO_CHAOS_KILLS=40 $(BIN)/python -m pytest -s tests/e2e/test_chaos.py
+	RANKZERO_STOPS=66 $(BIN)/python -m pytest -s tests/e2e/test_preemption.py
 
 test-fast: setup ## unit tests only
 	$(BIN)/python -m pytest -n 2 tests/unit

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ class LiveRun:
     output: Path
     """What it says."""
     process: subprocess.Popen[bytes]
-    attempts_before: set[str] = field(default_factory=set)
+    attempts_before: set[str]
+    leftovers_before: set[str]
 
     @property
     def attempt(self) -> Path | None:
@@ -111,9 +112,8 @@ class LiveRun:
 
     def is_writing(self) -> bool:
         """Whether a checkpoint is being written, or deleted."""
-        return any(
-            name.endswith((".partial", ".pruned")) for name in _names(self.run / "checkpoints")
-        )
+        names = _names(self.run / "checkpoints") - self.leftovers_before
+        return any(name.endswith((".partial", ".pruned")) for name in names)
 
     def processes(self) -> list[psutil.Process]:
         """Everything alive that any attempt of this run has started, wherever it went."""
@@ -130,7 +130,7 @@ class LiveRun:
 
 def start(config: Path, run: Path, engine: str, *arguments: str) -> LiveRun:
     """Start `rankzero train CONFIG` with the run directory `run`."""
-    before = _names(run / "attempts")
+    before = _names(run / "attempts"), _names(run / "checkpoints")
     output = run.with_name(f"{run.name}.{len(list(run.parent.glob('*.said')))}.said")
     processes = "1" if engine == "python" else str(RANKS)
     options = ["--engine", engine, "--processes", processes, "--set", f"output_dir={run}"]
@@ -141,7 +141,7 @@ def start(config: Path, run: Path, engine: str, *arguments: str) -> LiveRun:
             stderr=file,
             env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         )
-    return LiveRun(run, output, process, before)
+    return LiveRun(run, output, process, *before)
 
 
 def train(config: Path, run: Path, engine: str, *arguments: str) -> LiveRun:

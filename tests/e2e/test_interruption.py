@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from tests.commands import EXAMPLE_DATA, rankzero, read_json, run, write_config
+from tests.e2e.running import newest_step
 from tests.tiny import make_model_folder
 
 pytestmark = pytest.mark.e2e
@@ -51,15 +53,22 @@ def test_sigterm_while_training_ends_with_75_and_says_so(base: Path, tmp_path: P
         base,
         tmp_path / "out",
         training={"max_steps": 100_000, "dataloader_workers": 1},
-        evaluation={"every_steps": 50_000},
+        evaluation={"every_steps": 50_000, "at_start": False},
     )
     code, errors, alive = stop_when(tmp_path / "out" / "metrics.jsonl", config)
     assert code == 75, errors
-    assert "stopped by SIGTERM" in errors
+    said = re.search(
+        r"^error: stopped by SIGTERM after step (\d+) of 100000; saved in [0-9.]+ s\n"
+        r"  fix:  run the same command again\n\Z",
+        errors,
+        re.MULTILINE,
+    )
+    assert said is not None, errors
     assert "Traceback" not in errors
     assert alive == []
     status = read_json(tmp_path / "out" / "status.json")
     assert (status["state"], status["exit_code"]) == ("interrupted", 75)
+    assert newest_step(tmp_path / "out") == int(said[1])
 
 
 def test_sigterm_while_preparing_leaves_no_process_and_no_folder(
