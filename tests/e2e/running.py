@@ -21,6 +21,7 @@ from trainer.checkpoints.folder import list_checkpoints
 from trainer.checkpoints.manifest import find_problem, newest_valid
 
 PATIENCE_SECONDS = 300  # for what a loaded machine does slowly
+LONG_SECONDS = 1800  # for a whole run
 LOOK_SECONDS = 0.002
 RANKS = 2
 
@@ -147,8 +148,7 @@ def start(config: Path, run: Path, engine: str, *arguments: str) -> LiveRun:
 def train(config: Path, run: Path, engine: str, *arguments: str) -> LiveRun:
     """Train to the end, without anybody interfering."""
     finished = start(config, run, engine, *arguments)
-    code = finished.end()
-    assert code == 0, finished.tail
+    assert finished.process.wait(timeout=LONG_SECONDS) == 0, finished.tail
     return finished
 
 

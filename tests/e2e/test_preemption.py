@@ -46,7 +46,7 @@ pytestmark = [
 NUM_STOPS = int(os.environ.get("RANKZERO_STOPS", "0"))
 SEED = int(os.environ.get("RANKZERO_CHAOS_SEED", str(time.time_ns() % 10_000)))
 MOST_STEPS = 6  # of an attempt, from its first step to the request
-STEPS_PER_STOP = 10
+STEPS_PER_STOP = 8
 ENGINES = ("torchrun", "accelerate", "deepspeed")
 TARGETS = ("launcher", "rank 0", "rank 1", "all ranks", "everything")
 
