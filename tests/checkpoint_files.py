@@ -28,7 +28,6 @@ STATE = RunState(
     loss_scale=None,
     evaluation_pending=False,
     best_step=None,
-    metrics_bytes=10,
     callbacks={},
     world_size=2,
     engine="zero2",

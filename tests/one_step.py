@@ -80,7 +80,6 @@ def make_trainer(
         plan=plan,
         data=data,
         world=world,
-        metrics_path=directory.metrics,
         select_logits=can_select_logits(model),
         model=model,
         args=build_training_arguments({**arguments, "report_to": "none"}),

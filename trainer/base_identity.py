@@ -9,7 +9,7 @@ from huggingface_hub import try_to_load_from_cache
 
 _NUM_SAMPLES = 64
 _SAMPLE_BYTES = 1 << 14
-_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
 
 
 def base_digest(name: str, revision: str | None = None) -> str | None:

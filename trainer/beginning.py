@@ -5,7 +5,6 @@ Ranks: rank 0 only, before it meets the others.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from trainer.config import Config
 from trainer.config_paths import with_absolute_paths
 from trainer.data.store import PreparedData
 from trainer.prepare import write_report
-from trainer.run_directory import RunDirectory, keep_bytes, write_json
+from trainer.run_directory import RunDirectory, keep_lines, write_json
 from trainer.schedule import BatchPlan, with_fixed_batch
 from trainer.weights import clear_temporaries
 
@@ -45,7 +44,7 @@ class Beginning:
     ) -> Start:
         """Make the run directory say what is trained from the start on; steps after it are gone."""
         start = bring_in(found, self.directory)
-        keep_bytes(self.directory.metrics, 0 if start.state is None else start.state.metrics_bytes)
+        keep_lines(self.directory.metrics, start.logged)
         write_json(self.directory.contract, contract)
         resolved = with_absolute_paths(with_fixed_batch(self.config, plan))
         write_json(self.directory.resolved_config, resolved.model_dump(mode="json"))
@@ -59,8 +58,6 @@ class Beginning:
         state = start.state
         if state is not None and not state.holds_weights(is_lora=self.config.lora.enabled):
             return
-        if state is None or state.best_step is None:
-            shutil.rmtree(self.directory.best_model, ignore_errors=True)
-        else:
+        if state is not None and state.best_step is not None:
             best = self.directory.checkpoints / checkpoint_name(state.best_step)
             publish(best, self.directory.best_model)

@@ -71,8 +71,8 @@ def run(config_path: Path, resume: str = AUTO) -> None:
             merge(directory)
     except BaseException as error:
         known = explained(error)
-        if before.get("state") == "completed" and not session.has_begun:
-            write_json(directory.status, before)  # refused, and as complete as it was
+        if before.get("state") in ("completed", "interrupted") and not session.has_begun:
+            write_json(directory.status, before)  # refused, and as it was
         else:
             write_failed(directory, world, known)
         if known is error:
@@ -204,7 +204,6 @@ class Session:
             plan=plan,
             data=data,
             world=self.world,
-            metrics_path=self.directory.metrics,
             select_logits=can_select_logits(built.model),
             model=built.model,
             args=arguments,

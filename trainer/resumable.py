@@ -46,7 +46,6 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     config: Config
     plan: BatchPlan
     world: World
-    metrics_path: Path
 
     def __init__(self, **arguments: Any) -> None:
         self.start = Start()
@@ -196,7 +195,6 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     def run_state(self, kind: Literal["portable", "sharded"]) -> RunState:
         """Return where the run stands. Ranks: the answer is meant for rank 0."""
         step = self.state.global_step
-        metrics = self.metrics_path
         callbacks = {name: callback.state_dict() for name, callback in self._stateful_callbacks()}
         return RunState(
             kind=kind,
@@ -210,7 +208,6 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             loss_scale=get_loss_scale(self),
             evaluation_pending=self._evaluation_pending,
             best_step=callbacks.get("BestModelCallback", {}).get("best_step") or None,
-            metrics_bytes=metrics.stat().st_size if metrics.exists() else 0,
             callbacks=callbacks,
             world_size=self.world.world_size,
             engine=self.engine_name,

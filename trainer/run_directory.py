@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import socket
 import uuid
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,11 +183,22 @@ def find_process(pid: object, created: object) -> psutil.Process | None:
     return process if is_alive else None
 
 
-def keep_bytes(path: Path, num_bytes: int) -> None:
-    """Cut what follows off a file of lines; one that is shorter, or absent, stays as it is."""
-    if path.exists() and path.stat().st_size > num_bytes:
-        with path.open("r+b") as file:
-            file.truncate(num_bytes)
+def keep_lines(path: Path, choose: Callable[[Iterable[dict[str, Any]]], Iterable[bool]]) -> None:
+    """Keep the chosen lines of a JSON lines file; one that a kill cut short goes."""
+    if not path.exists():
+        return
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            lines.append((text, json.loads(text)))
+    chosen = choose(value for _, value in lines)
+    kept = [text for (text, _), is_kept in zip(lines, chosen, strict=True) if is_kept]
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_text("".join(f"{text}\n" for text in kept), encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

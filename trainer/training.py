@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,12 +101,10 @@ class RankZeroTrainer(ResumableTrainer):
         plan: BatchPlan,
         data: PreparedData,
         world: World,
-        metrics_path: Path,
         select_logits: bool,
         **arguments: Any,
     ) -> None:
         self.config, self.plan, self.data, self.world = config, plan, data, world
-        self.metrics_path = metrics_path
         self.select_logits = select_logits
         self._tokens_at_log, self._time_at_log = 0, time.perf_counter()
         self._evaluation_datasets: dict[SplitName, EvaluationDataset] = {}

@@ -62,9 +62,9 @@ def replace_folder(new: Path, target: Path) -> None:
 
 def clear_temporaries(parent: Path) -> None:
     """Remove what a killed `replace_folder` left, once the folders themselves are made anew."""
-    for path in parent.glob(".*"):
-        if path.is_dir() and path.suffix in (".partial", ".old"):
-            shutil.rmtree(path, ignore_errors=True)
+    for name in ("adapter", "model", "best_model"):
+        for kind in ("partial", "old"):
+            shutil.rmtree(parent / f".{name}.{kind}", ignore_errors=True)
 
 
 def _gathered(trainer: RankZeroTrainer, *, writes: bool) -> AbstractContextManager[Any]:

@@ -41,11 +41,41 @@ def test_a_file_written_tensor_by_tensor_is_what_the_library_reads(tmp_path: Pat
         assert torch.equal(read[name], tensor)
 
 
+class Wrapping(torch.optim.SGD):
+    """Hides its state from `state_dict`, as bitsandbytes does, and keeps bytes and a count."""
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                state.setdefault("step", 0)
+                state.setdefault("state1", torch.zeros(p.shape, dtype=torch.uint8))
+                state["step"] += 1
+                state["state1"] += state["step"]
+                p.data -= 1e-3 * state["state1"] * p.grad
+
+    def state_dict(self) -> dict[str, Any]:
+        whole = super().state_dict()
+        hidden = {index: {"hidden": kept} for index, kept in whole["state"].items()}
+        return {**whole, "state": hidden}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for p, kept in zip(
+            [p for group in self.param_groups for p in group["params"]],
+            [state_dict["state"][index] for index in sorted(state_dict["state"])],
+            strict=True,
+        ):
+            self.state[p] = dict(kept)
+
+
 OPTIMIZERS: dict[str, Any] = {
     "AdamW": lambda p: torch.optim.AdamW(p, lr=0.1),
     "fused AdamW": lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1),
     "SGD with momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "one that wraps its state": lambda p: Wrapping(p, lr=0.1),
     "Adafactor": lambda p: Adafactor(p, lr=0.1, relative_step=False),
 }
 

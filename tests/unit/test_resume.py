@@ -47,7 +47,6 @@ def make_run(path: Path, steps: tuple[int, ...], *, best: int | None = None) -> 
             loss_scale=None,
             evaluation_pending=False,
             best_step=best if best is not None and best <= step else None,
-            metrics_bytes=0,
             callbacks={"BestModelCallback": {"best_step": best, "best_loss": 1.0}},
             world_size=1,
             engine="one process",
@@ -142,6 +141,51 @@ def test_going_back_in_a_run_is_refused_unless_what_follows_is_damaged(tmp_path:
         start_of(run, str(run.checkpoints / "step-000010"))
     damage(run, 20)
     assert start_of(run, str(run.checkpoints / "step-000010")).step == 10
+
+
+def test_the_same_resume_again_goes_on_from_where_it_came_to(tmp_path: Path) -> None:
+    old, new = make_run(tmp_path / "old", (10,)), make_run(tmp_path / "new", (10, 20))
+    assert start_of(new, str(old.path)).step == 20
+
+
+def test_a_renamed_copy_is_brought_in_itself(tmp_path: Path) -> None:
+    old = make_run(tmp_path / "old", (10,))
+    copy = shutil.copytree(old.checkpoints / "step-000010", tmp_path / "backup" / "good")
+    (tmp_path / "backup" / "step-000010").mkdir()
+    new = RunDirectory(tmp_path / "new")
+    bring_in(start_of(new, str(copy)), new)
+    weights = new.checkpoints / "step-000010" / "adapter_model.safetensors"
+    assert weights.read_bytes() == bytes([10]) * 100
+
+
+def test_results_without_checkpoints_are_not_begun_over(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", (10,))
+    run.adapter.mkdir()
+    shutil.rmtree(run.checkpoints)
+    with pytest.raises(ConfigError, match="holds adapter and no checkpoint"):
+        start_of(run)
+
+
+def test_lines_of_repeated_steps_are_told_from_those_that_stay(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"step": 0, "eval_loss": 3.0},
+        {"step": 10, "loss": 2.0},
+        {"step": 10, "eval_loss": 2.0},
+        {"step": 10, "train_runtime": 1.0, "train_loss": 2.0},
+        {"step": 10, "eval_loss": 2.0},
+        {"step": 10, "test_loss": 2.0},
+        {"step": 11, "loss": 1.0},
+    ]
+    start = start_of(make_run(tmp_path / "run", (10,)))
+    assert list(start.logged(lines)) == [True, True, True, False, False, False, False]
+    assert not any(start_of(RunDirectory(tmp_path / "new")).logged(lines))
+
+
+def test_no_change_of_an_adapters_form_can_be_accepted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", (10,))
+    now = {**CONTRACT, "settings": {"seed": 1, "lora.r": 4}}
+    with pytest.raises(ConfigError, match=r"lora\.r"):
+        find_start(AUTO, run, now, allow_changes=True)
 
 
 def test_a_state_of_a_newer_version_is_refused(tmp_path: Path) -> None:

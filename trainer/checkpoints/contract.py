@@ -95,6 +95,17 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
+# What a saved tensor's name and shape depend on: no change of these can be accepted.
+_FIXED = (
+    "lora.enabled:",
+    "lora.r:",
+    "lora.target_modules:",
+    "lora.rank_pattern:",
+    "lora.modules_to_save:",
+    "lora.bias:",
+    "lora.use_dora:",
+    "training.optimizer:",
+)
 _LENGTHS = {
     "global_batch_size": "training.global_batch_size",
     "num_steps": "steps of the run (training.epochs or max_steps)",
@@ -129,6 +140,13 @@ def check_contract(
     Raises: ConfigError listing every difference, unless changes are allowed.
     """
     changed = differences(then, now)
+    fixed = [text for text in changed if text.startswith(_FIXED)]
+    if fixed and allow_changes:
+        raise ConfigError(
+            f"{where} cannot go on with this: {fixed[0]}",
+            rule="adapter and optimizer keep the form they were begun with",
+            fix="change it back, or choose another output_dir",
+        )
     if changed and not allow_changes:
         listed = "\n".join(f"  {number}. {text}" for number, text in enumerate(changed, 1))
         raise ConfigError(

@@ -23,12 +23,11 @@ def optimizer_tensors(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield everything the optimizer keeps, of any kind of optimizer; nothing is copied."""
-    state = optimizer.state_dict()["state"]
-    for name, index in _indices(model, optimizer).items():
-        for kind, value in state.get(index, {}).items():
-            tensor = _to_tensor(value)
-            if tensor is not None:
-                yield f"{kind}/{name}", tensor
+    # Not state_dict(): bitsandbytes wraps what it keeps there.
+    for name, parameter in trained_parameters(model).items():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                yield f"{kind}/{name}", _to_tensor(value, kind)
 
 
 def restore_optimizer(
@@ -55,13 +54,13 @@ def _indices(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     return {name: number[id(p)] for name, p in trained_parameters(model).items()}
 
 
-def _to_tensor(value: Any) -> torch.Tensor | None:
+def _to_tensor(value: Any, kind: str) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, (int, float)):
         # 64 bits mark a Python number: no optimizer keeps 0-dimensional tensors of that kind.
         return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
-    return None
+    raise TypeError(f"the optimizer keeps {kind!r} as {type(value).__name__}: no tensor, no number")
 
 
 def _from_tensor(tensor: torch.Tensor) -> Any:

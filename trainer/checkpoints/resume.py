@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,23 @@ class Start:
     def step(self) -> int:
         return 0 if self.state is None else self.state.step
 
+    def logged(self, lines: Iterable[dict[str, Any]]) -> Iterator[bool]:
+        """Tell of each line of metrics.jsonl whether it is from before this start. PURE.
+
+        Of the last step that is the first line with its loss and the first with its evaluation: the
+        results at the end of a run are measured again.
+        """
+        seen: set[str] = set()
+        for line in lines:
+            step = line.get("step", 0)
+            kind = next((name for name in ("loss", "eval_loss") if name in line), None)
+            if self.state is None or step != self.step:
+                yield step < self.step
+                continue
+            is_repeated = kind == "eval_loss" and self.state.evaluation_pending
+            yield kind is not None and kind not in seen and not is_repeated
+            seen.add(kind or "")
+
 
 def find_start(
     resume: str, run: RunDirectory, contract: Mapping[str, Any], *, allow_changes: bool
@@ -44,11 +61,17 @@ def find_start(
     """
     if resume == NEVER:
         return Start()
-    folder, notes = _newest(run.checkpoints) if resume == AUTO else _named(Path(resume), run)
+    folder, notes = _newest(run.checkpoints) if resume == AUTO else _named(Path(resume))
+    if resume != AUTO and newest_valid(run.checkpoints).found is not None:
+        # An earlier start with the same --resume has gone on from there: so does this one.
+        _refuse_older(Path(resume), run)
+        folder, notes = _newest(run.checkpoints)
+        notes.append(f"{run.path} has checkpoints of its own; --resume {resume} was for its start")
     begun = read_contract(folder if folder is not None else run.path)
     if begun is not None:
         notes += check_contract(begun, contract, folder or run.path, allow_changes=allow_changes)
     if folder is None:
+        _refuse_results(run)
         return Start(notes=tuple(notes))
     state, best_notes = _with_usable_best(read_state(folder), folder)
     notes += best_notes
@@ -67,11 +90,13 @@ def bring_in(start: Start, run: RunDirectory) -> Start:
     source = start.checkpoint.parent
     if source.resolve() == run.checkpoints.resolve():
         return start
-    for step in {start.step, start.state.best_step or start.step}:
+    best = start.state.best_step or start.step
+    wanted = {best: source / checkpoint_name(best), start.step: start.checkpoint}
+    for step, folder in wanted.items():
         temporary = begin(run.checkpoints, step)
         try:
             with explaining_writes(run.checkpoints):
-                shutil.copytree(source / checkpoint_name(step), temporary, dirs_exist_ok=True)
+                shutil.copytree(folder, temporary, dirs_exist_ok=True)
             commit(temporary, run.checkpoints, step)
         except BaseException:
             discard(temporary)
@@ -84,7 +109,7 @@ def _with_usable_best(state: RunState, checkpoint: Path) -> tuple[RunState, list
     if state.best_step is None or state.best_step == state.step:
         return state, []
     best = checkpoint.with_name(checkpoint_name(state.best_step))
-    problem = find_problem(best)
+    problem = find_problem(best) if best.exists() else "it is gone"
     if problem is None:
         return state, []
     callbacks = {name: kept for name, kept in state.callbacks.items() if name != _BEST}
@@ -101,7 +126,7 @@ def _newest(checkpoints: Path) -> tuple[Path | None, list[str]]:
     return search.found.path, _skipped(search)
 
 
-def _named(path: Path, run: RunDirectory) -> tuple[Path | None, list[str]]:
+def _named(path: Path) -> tuple[Path | None, list[str]]:
     """Find the checkpoint a user named: itself, or the newest valid one of a run."""
     path = path.expanduser().resolve()
     checkpoints = RunDirectory(path).checkpoints
@@ -122,18 +147,33 @@ def _named(path: Path, run: RunDirectory) -> tuple[Path | None, list[str]]:
             rule="a checkpoint is used only when every file is as it was written",
             fix="name another one; `rankzero checkpoints RUN --verify` checks them all",
         )
-    if path.parent == run.checkpoints.resolve():
-        _refuse_newer(path, run)
     return path, []
 
 
-def _refuse_newer(path: Path, run: RunDirectory) -> None:
+def _refuse_results(run: RunDirectory) -> None:
+    """Refuse to begin anew over results: somebody removed the checkpoints, not the run.
+
+    Raises: ConfigError.
+    """
+    results = (run.adapter, run.model, run.best_model, run.summary)
+    found = next((path for path in results if path.exists()), None)
+    if found is not None:
+        raise ConfigError(
+            f"{run.path} holds {found.name} and no checkpoint to go on from",
+            rule="a run goes on from a checkpoint, and its results are never overwritten",
+            fix="choose another output_dir, or bring checkpoints/ back",
+        )
+
+
+def _refuse_older(path: Path, run: RunDirectory) -> None:
     """Refuse to go on from the middle of a run: the next `auto` would take what was left behind.
 
     Raises: ConfigError.
     """
+    path = path.expanduser().resolve()
     newest = newest_valid(run.checkpoints).found
-    if newest is not None and newest.path.name != path.name:
+    is_own = path.parent == run.checkpoints.resolve()
+    if newest is not None and is_own and newest.path.name != path.name:
         raise ConfigError(
             f"--resume {path}: this run has gone on to {newest.path.name}",
             rule="a run goes on from its newest valid checkpoint, and nothing later is overwritten",

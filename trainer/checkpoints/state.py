@@ -34,8 +34,6 @@ class RunState:
     evaluation_pending: bool
     """The evaluation due after `step` was cut short, and is still to be done."""
     best_step: int | None
-    metrics_bytes: int
-    """Size of metrics.jsonl after `step`; what follows belongs to steps that will be repeated."""
     callbacks: dict[str, dict[str, Any]]
     world_size: int
     engine: str
