@@ -17,12 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import CHATML, make_model_folder, make_tokenizer
 from tests.unit.test_model_training import BATCH, CPU, logits, make_config, train
-from trainer import merge as merge_module
 from trainer.entry import run_entry
-from trainer.errors import ConfigError, EnvironmentProblem, TrainingFailed
+from trainer.errors import ConfigError, EnvironmentProblem, Interrupted, TrainingFailed
 from trainer.generation import main as generation_main
-from trainer.merge import main, merge_adapter
-from trainer.merge_checks import check_changes
+from trainer.merge import main, merge_adapter, shards, streamed
+from trainer.merge.proofs import check_changes
 from trainer.model import build_model
 
 ONE_TOKEN = {True: [], False: ["--prompt", "Hi", "--max-new-tokens", "1"]}
@@ -162,7 +161,6 @@ def _overflowing(tensors: dict[str, torch.Tensor]) -> None:
         (_extra, "not used by this base model"),
         (_renamed, "not used by this base model"),
         (_missing, "missing from the file"),
-        (_zero, "changes nothing"),
         (_not_finite, "not finite"),
         (_overflowing, "cannot be merged"),
     ],
@@ -177,53 +175,71 @@ def test_a_spoiled_adapter_fails(spoil: Any, says: str, tampered: Path, tmp_path
     assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_an_untrained_adapter_merges_to_its_base(
+    tampered: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tampered / "adapter_model.safetensors"
+    tensors = load_file(path)
+    _zero(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    report = merge_adapter(tampered, tmp_path / "out")
+    assert "warning: the adapter changes nothing" in capsys.readouterr().err
+    assert report.notes
+    assert report.max_logit_difference == 0
+    merged = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert merged == (run.parent / "base" / "model.safetensors").read_bytes()
+
+
 def test_changes_outside_the_targets_fail() -> None:
-    before = {"a": b"1", "b": b"2"}
-    check_changes(before, {"a": b"9", "b": b"2"}, {"a": True})
+    check_changes({"a"}, {"a"}, {"a"})
     with pytest.raises(TrainingFailed, match="outside its targets: b"):
-        check_changes(before, {"a": b"9", "b": b"9"}, {"a": True})
+        check_changes({"a", "b"}, {"a"}, {"a"})
     with pytest.raises(TrainingFailed, match="left targeted weights as they were: b"):
-        check_changes(before, {"a": b"9", "b": b"2"}, {"a": True, "b": True})
+        check_changes({"a"}, {"a", "b"}, {"a", "b"})
 
 
 def test_logits_that_differ_fail(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = merge_module.sample_logits
+    plain = streamed.sample_logits
     seen: list[int] = []
 
-    def drifting(model: Any, tokenizer: Any) -> list[torch.Tensor]:
+    def drifting(model: Any, ids: torch.Tensor) -> torch.Tensor:
         seen.append(1)
-        return [values + 0.5 * (len(seen) - 1) for values in plain(model, tokenizer)]
+        return plain(model, ids) + 0.5 * (len(seen) - 1)
 
-    monkeypatch.setattr(merge_module, "sample_logits", drifting)
+    monkeypatch.setattr(streamed, "sample_logits", drifting)
     with pytest.raises(TrainingFailed, match="merged logits differ"):
         merge_adapter(run / "adapter", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, OSError])
-def test_an_interrupted_merge_leaves_nothing(
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, Interrupted, OSError])
+def test_an_interrupted_merge_leaves_nothing_under_its_name(
     interruption: type[BaseException],
     run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def stop(folder: Path, **_: Any) -> None:
-        (Path(folder) / "half").write_text("half")
-        raise interruption
+    def stop(*_: Any) -> None:
+        raise interruption("stopped")
 
-    model = load(run.parent / "base")
-    monkeypatch.setattr(type(model), "save_pretrained", lambda _, folder: stop(folder))
-    with pytest.raises(interruption):
+    with monkeypatch.context() as patch, pytest.raises((interruption, EnvironmentProblem)):
+        patch.setattr(shards, "_copy", stop)
         merge_adapter(run / "adapter", tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "out").exists()
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left == ([] if interruption is OSError else [".out.partial"])
+    report = merge_adapter(run / "adapter", tmp_path / "out")
+    assert report.max_logit_difference < 1e-4
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_disk_is_checked_first(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
         free = 1000
 
-    monkeypatch.setattr(merge_module.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
     with pytest.raises(EnvironmentProblem, match="GiB are free"):
         merge_adapter(run / "adapter", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
