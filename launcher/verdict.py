@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ def conclude(
 
     Raises: RankZeroError, the cause, with its exit code.
     """
+    if not attempt.folder.is_dir():
+        raise attempt.run.gone()
     verdict = judge(ranks, evidence)
     if verdict is None:
         return 0
@@ -62,7 +65,7 @@ def _show_log(attempt: Attempt, verdict: Verdict) -> None:
     """Show where the rank's log is and, unless the user has seen it pass by, its last lines."""
     rank = verdict.rank or 0
     if verdict.rank == 0:
-        with attempt.log(0).open("a", encoding="utf-8") as log:
+        with contextlib.suppress(OSError), attempt.log(0).open("a", encoding="utf-8") as log:
             log.write(f"error: {verdict.error}\n")  # rank 0 left the telling to us
     is_told = verdict.error.fix and not verdict.is_silent
     if is_told:

@@ -15,6 +15,7 @@ if __package__ in (None, ""):  # started as a file: make the package importable
 
 from trainer.attempt import taking_part
 from trainer.entry import run_entry
+from trainer.interruption import telling_requests
 from trainer.world import read_world
 
 
@@ -36,7 +37,7 @@ def main(config_path: Path, resume: str) -> None:
 
 def run_rank(argv: list[str]) -> None:
     """Train, and leave this rank's record in the launcher's attempt, if there is one."""
-    with taking_part(read_world):
+    with taking_part(read_world), telling_requests():
         main(argv, prog_name="trainer", standalone_mode=False)
 
 

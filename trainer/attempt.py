@@ -26,7 +26,7 @@ import click
 import psutil
 
 from trainer.errors import Interrupted, RankZeroError
-from trainer.run_directory import write_json
+from trainer.run_directory import write_last_word
 from trainer.world import World
 
 VARIABLE = "RANKZERO_ATTEMPT"
@@ -154,7 +154,7 @@ def _join(folder: Path, world: World) -> RankRecord:
 def _write(folder: Path, record: RankRecord) -> None:
     # A full disk must not hide the error that is on its way out.
     with contextlib.suppress(OSError):
-        write_json(record_path(folder, record.rank), dataclasses.asdict(record))
+        write_last_word(record_path(folder, record.rank), dataclasses.asdict(record))
 
 
 def speak_into(log: Path) -> None:

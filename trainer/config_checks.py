@@ -74,11 +74,11 @@ def _full_fine_tuning(config: Config) -> Iterator[Contradiction]:
             f"`model.quantization` is {config.model.quantization} but `lora.enabled` is false: "
             "quantised weights cannot be trained themselves; enable LoRA, or set it to none",
         )
-    if config.merge.after_training:
+    for name in _changed(config.merge):
         yield Contradiction(
-            ("merge.after_training", "lora.enabled"),
-            "`merge.after_training` is true but `lora.enabled` is false: full fine-tuning has no "
-            "adapter to merge; drop it",
+            (f"merge.{name}", "lora.enabled"),
+            f"`merge.{name}` would be ignored: `lora.enabled` is false, and full fine-tuning has "
+            "no adapter to merge; drop it",
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, StrictBool, StrictStr, model_validator
 
+from trainer.conditions import Requirements
 from trainer.config_data import DataConfig
 from trainer.config_types import (
     Fraction,
@@ -180,6 +181,10 @@ class MergeConfig(Section):
 
     after_training: StrictBool = False
     """Write the merged model to `merged/` when training ends."""
+    require: Requirements = Field(default_factory=dict)
+    """Figure -> what it must be, such as `eval_loss: "<= 1.2"`: nothing is merged unless all hold.
+    Figures: `eval_loss`, `test_loss`, `train_loss`, `safety.compliance_rate`,
+    `safety.average_score`."""
 
 
 class TrackingConfig(Section):

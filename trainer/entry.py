@@ -12,7 +12,7 @@ from collections.abc import Callable
 import click
 
 from trainer.errors import RankZeroError
-from trainer.interruption import receive_requests
+from trainer.interruption import receive_requests, telling_requests
 
 INTERRUPTED_BY_KEYBOARD = 130  # 128 + SIGINT, what a shell reports
 _ENVIRONMENT = {
@@ -42,7 +42,6 @@ def quiet_libraries() -> None:
     for category in (FutureWarning, DeprecationWarning, UserWarning):
         for package in ("torch", "transformers", "peft", "bitsandbytes", "huggingface_hub"):
             warnings.filterwarnings("ignore", category=category, module=rf"{package}(\.|$)")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # one line per int8 product on CPU
     # DeepSpeed says so on stdout, where `--json` prints. A filter outlives its own set-up.
     logging.getLogger("DeepSpeed").addFilter(
         lambda record: not record.getMessage().startswith("Setting accelerator to CPU")
@@ -67,7 +66,8 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) 
     if threading.current_thread() is threading.main_thread():
         receive_requests()
     try:
-        main(sys.argv[1:] if argv is None else argv)
+        with telling_requests():
+            main(sys.argv[1:] if argv is None else argv)
     except RankZeroError as error:
         click.echo(f"error: {error}", err=True)
         return error.exit_code

@@ -9,11 +9,16 @@ process at once all the same.
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
-from trainer.errors import Interrupted
+from trainer.errors import Interrupted, RankZeroError
 
 _REQUESTS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _SAME_REQUEST_SECONDS = 1.0
@@ -53,9 +58,49 @@ def stop_if_requested() -> None:
         raise Interrupted(f"stopped by {_request.name}")
 
 
+@contextmanager
+def telling_requests() -> Iterator[None]:
+    """Let a request that came out of the block as another error come out as what it is.
+
+    Importing transformers turns any error into a ModuleNotFoundError, for one.
+    Raises: Interrupted, KeyboardInterrupt.
+    """
+    try:
+        yield
+    except (RankZeroError, SystemExit):
+        raise
+    except BaseException as error:
+        if _request is None:
+            raise
+        if _request == signal.SIGINT:
+            raise KeyboardInterrupt from error
+        raise Interrupted(f"stopped by {_request.name}") from error
+
+
 def requested() -> signal.Signals | None:
     """Return the signal that asked this process to stop, if one did."""
     return _request
+
+
+def leave_to_parent(_: int = 0) -> None:
+    """Let this process, a data worker, end by its parent's SIGTERM, and nobody else's. Linux.
+
+    A request may reach every process of a run at once (systemd, `scancel --full`), and the rank
+    still needs its workers to come to a place where it can stop. Torch's handler lets a worker die
+    of any SIGTERM but its parent's, and the rank of that.
+    Source: torch/csrc/DataLoader.cpp (handler_SIGTERM), torch 2.13.
+    """
+    if sys.platform != "linux":
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    if sys.platform == "linux":
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
 
 
 def _receive(number: int, _: FrameType | None) -> None:

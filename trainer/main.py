@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +25,12 @@ from trainer.checkpoints.saver import Checkpointer, publish
 from trainer.config import Config, load_config
 from trainer.data.store import PreparedData
 from trainer.deepspeed_setup import deepspeed_arguments
-from trainer.errors import Interrupted, TrainingFailed
+from trainer.errors import Interrupted
 from trainer.failures import explained
 from trainer.host_group import AgreedStop
 from trainer.loss import can_select_logits
 from trainer.memory_report import memory_line
+from trainer.merge_after_training import merge_after_training
 from trainer.model import build_model, parameter_line
 from trainer.model_limits import check_model_fits
 from trainer.packing_proof import packing_is_exact
@@ -68,9 +67,10 @@ def run(config_path: Path, resume: str = AUTO) -> None:
         session.run()
         # The session is gone, and with it the memory of training.
         if world.is_rank_zero and config.merge.after_training and config.lora.enabled:
-            merge(directory)
+            merge_after_training(directory)
     except BaseException as error:
-        known = explained(error)
+        is_gone = world.is_rank_zero and not directory.path.is_dir()
+        known = directory.gone() if is_gone else explained(error)
         if before.get("state") in ("completed", "interrupted") and not session.has_begun:
             write_json(directory.status, before)  # refused, and as it was
         else:
@@ -80,24 +80,6 @@ def run(config_path: Path, resume: str = AUTO) -> None:
         raise known from error
     if world.is_rank_zero:
         write_completed(directory)
-
-
-def merge(directory: RunDirectory) -> None:
-    """Merge in a process of its own: DeepSpeed's hooks into model loading stay behind.
-
-    Ranks: rank 0 only.
-    Raises: RankZeroError with the exit code of the merge, which has said why.
-    """
-    command = [sys.executable, "-m", "trainer.merge", str(directory.path)]
-    code = subprocess.run(command, check=False).returncode
-    if code:
-        error = TrainingFailed(
-            "the merge after training failed",
-            rule="the adapter is complete, only merged/ is missing",
-            fix=f"see the error above, then: rankzero merge {directory.path}",
-        )
-        error.exit_code = code if code > 0 else TrainingFailed.exit_code
-        raise error
 
 
 class Session:
@@ -269,6 +251,8 @@ class Session:
         """Copy the adapter of a checkpoint, float32 as it was trained, to adapter/."""
         if self.world.is_rank_zero:
             publish(self.directory.checkpoints / checkpoint_name(step), self.directory.adapter)
+            # Of the adapter before, if there was one; what is required of this one is read there.
+            self.directory.summary.unlink(missing_ok=True)
 
     def leave_process_group(self) -> None:
         """What follows is rank 0's alone; the others must not wait for it."""

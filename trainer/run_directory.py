@@ -150,6 +150,14 @@ class RunDirectory:
             fix="wait for it to end, or stop it",
         )
 
+    def gone(self) -> EnvironmentProblem:
+        """Return the error for a run whose directory was taken away under it."""
+        return EnvironmentProblem(
+            f"the run directory {self.path} is gone",
+            rule="a run writes into the folder it began in, until its end",
+            fix="bring the folder back to go on from its newest checkpoint, or start anew",
+        )
+
     def claim(self, *, resume: str = "auto") -> None:
         """Create the directory for a run that begins or goes on.
 
@@ -193,19 +201,37 @@ def keep_lines(path: Path, choose: Callable[[Iterable[dict[str, Any]]], Iterable
             lines.append((text, json.loads(text)))
     chosen = choose(value for _, value in lines)
     kept = [text for (text, _), is_kept in zip(lines, chosen, strict=True) if is_kept]
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    _replace(path, "".join(f"{text}\n" for text in kept))
+
+
+def write_last_word(path: Path, value: Any) -> None:
+    """Write as `write_json` does; on a full disk over the file that is there, if it has the room.
+
+    Raises: OSError when that fails too; what is there then stays.
+    """
     try:
-        temporary.write_text("".join(f"{text}\n" for text in kept), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_json(path, value)
+    except OSError:
+        data = _to_text(value).encode()
+        if len(data) > path.stat().st_blocks * 512:
+            raise
+        with path.open("r+b", buffering=0) as file:
+            file.write(data)
+            file.truncate()
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a small JSON file so that a reader sees the old one or the new one, never a part."""
+    _replace(path, _to_text(value))
+
+
+def _to_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _replace(path: Path, text: str) -> None:
     # Not the process id: nodes that share a file system may share one.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)

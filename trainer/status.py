@@ -15,7 +15,7 @@ import psutil
 
 from trainer.attempt import INTERRUPTED_BY_KEYBOARD
 from trainer.errors import Interrupted, PeerLost, RankZeroError
-from trainer.run_directory import RunDirectory, write_json
+from trainer.run_directory import RunDirectory, write_json, write_last_word
 from trainer.world import World
 
 TERMINATION_LOG = Path("/dev/termination-log")
@@ -106,7 +106,7 @@ def write_ending(run: RunDirectory, ending: Ending) -> None:
     """Write status.json and, in a container, what Kubernetes shows."""
     # On a full disk the error itself must still come out.
     with contextlib.suppress(OSError):
-        write_json(run.status, _to_record(ending))
+        write_last_word(run.status, _to_record(ending))
     write_termination_log(ending)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
@@ -25,6 +26,7 @@ def restart_tensorboard(callbacks: list[TrainerCallback], first_step: int) -> No
 
     Ranks: rank 0 only, after `tracker_environment`.
     """
+    threading.excepthook = _tell_but_tensorboard
     for callback in callbacks:
         if isinstance(callback, TensorBoardCallback):
             from torch.utils.tensorboard import SummaryWriter  # only there when it is asked for
@@ -32,6 +34,15 @@ def restart_tensorboard(callbacks: list[TrainerCallback], first_step: int) -> No
             callback.tb_writer = SummaryWriter(
                 log_dir=callback.logging_dir, purge_step=first_step + 1
             )
+
+
+def _tell_but_tensorboard(failure: threading.ExceptHookArgs) -> None:
+    """Leave a failed write to the next call of the tracker, which raises it where it is explained.
+
+    Source: tensorboard/summary/writer/event_file_writer.py (_check_worker_status).
+    """
+    if type(failure.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(failure)
 
 
 def tracker_environment(config: TrackingConfig, directory: RunDirectory) -> None:

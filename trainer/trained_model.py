@@ -125,14 +125,26 @@ def read_run_system_prompt(target: str) -> str | None:
 
 def run_trusts_code(folder: Path) -> bool:
     """Tell whether the run that `folder` is, or lies in, was told to run the model's own code."""
-    if not folder.is_dir():  # a Hub id
-        return False
-    folder = folder.resolve()
-    for place in (folder, *folder.parents[:_DEEPEST_IN_RUN]):
-        if RunDirectory(place).resolved_config.is_file():
-            model = _read_resolved(place).get("model") or {}
-            return model.get("trust_remote_code") is True
-    return False
+    model = settings_of_run(folder).get("model") or {}
+    return model.get("trust_remote_code") is True
+
+
+def settings_of_run(folder: Path) -> dict[str, Any]:
+    """Read the resolved config of the run that `folder` is, or lies in; empty when there is none.
+
+    Values are as they were written, without a check.
+    """
+    run = find_run(folder) if folder.is_dir() else None  # else a Hub id
+    return {} if run is None else _read_resolved(run.path)
+
+
+def find_run(folder: Path) -> RunDirectory | None:
+    """Return the run that `folder` is, or lies in, as it is named or where its links lead."""
+    for named in (folder.absolute(), folder.resolve()):
+        for place in (named, *named.parents[:_DEEPEST_IN_RUN]):
+            if RunDirectory(place).resolved_config.is_file():
+                return RunDirectory(place)
+    return None
 
 
 def _read_resolved(run: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import psutil
@@ -115,6 +115,12 @@ class LiveRun:
         """Whether a checkpoint is being written, or deleted."""
         names = _names(self.run / "checkpoints") - self.leftovers_before
         return any(name.endswith((".partial", ".pruned")) for name in names)
+
+    def new_leftovers(self) -> list[str]:
+        """Return what this attempt has left behind; what a killed one left goes with the next."""
+        return [
+            name for name in leftovers(self.run) if PurePath(name).name not in self.leftovers_before
+        ]
 
     def processes(self) -> list[psutil.Process]:
         """Everything alive that any attempt of this run has started, wherever it went."""

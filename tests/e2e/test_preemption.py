@@ -143,7 +143,7 @@ def has_stopped(live: LiveRun, stop: Stop, told: str) -> None:
     if stop.moment in HANGING:
         assert code == 75, told
         return
-    assert leftovers(live.run) == [], told
+    assert live.new_leftovers() == [], told
     saved = re.search(
         rf"stopped by {stop.number.name} after step (\d+) of \d+; saved in", live.said
     )

@@ -197,6 +197,41 @@ def test_a_failed_merge_keeps_the_result_of_training(base: Path, tmp_path: Path)
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_what_a_run_requires_keeps_it_from_being_merged(base: Path, tmp_path: Path) -> None:
+    run_folder = tmp_path / "out"
+    required = {"eval_loss": "< 1e-3", "train_loss": "> 0"}
+    config = write_config(
+        tmp_path / "run.json",
+        base,
+        run_folder,
+        training={"max_steps": 2},
+        merge={"after_training": True, "require": required},
+    )
+    refused = rankzero("train", config)
+    assert refused.returncode == 5, refused.stderr
+    loss = read_json(run_folder / "summary.json")["after"]["validation"]
+    assert f"eval_loss is {loss}, required < 1e-3: NOT met" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    status = read_json(run_folder / "status.json")
+    assert (status["state"], status["exit_code"]) == ("failed", 5)
+    assert "--ignore-requirements" in status["remedy"]
+    assert (run_folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (run_folder / "merged").exists()
+
+
+def test_a_run_that_goes_on_replaces_what_its_earlier_end_was_merged_into(
+    finished: Path, tmp_path: Path
+) -> None:
+    again = shutil.copytree(finished, tmp_path / "again", symlinks=True)
+    settings = ("training.max_steps=11", "evaluation.load_best=false", f"output_dir={again}")
+    options = [part for setting in settings for part in ("--set", setting)]
+    config = finished.parent / "run.json"
+    trained = rankzero("train", config, *options, "--set", "checkpoint.allow_changes=true")
+    assert trained.returncode == 0, trained.stderr
+    merged = [path / "merged" / "model.safetensors" for path in (finished, again)]
+    assert merged[0].read_bytes() != merged[1].read_bytes()
+
+
 def test_a_diverging_run_says_so(base: Path, tmp_path: Path) -> None:
     config = write_config(
         tmp_path / "run.json",

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from tests.checkpoint_files import fill, make_checkpoint
+from tests.commands import read_json
 from trainer.checkpoints.commit import (
     begin,
     clear_leftovers,
@@ -24,6 +26,7 @@ from trainer.checkpoints.commit import (
 from trainer.checkpoints.folder import LATEST, list_checkpoints
 from trainer.checkpoints.manifest import find_problem, newest_valid
 from trainer.errors import EnvironmentProblem
+from trainer.run_directory import write_json, write_last_word
 
 
 def _names(folder: Path) -> set[str]:
@@ -85,6 +88,31 @@ def test_a_disk_that_fills_up_costs_only_the_new_checkpoint(small_disk: Path) ->
     _write_checkpoint(folder, 2)
     assert newest_valid(folder).skipped == ()
     assert [checkpoint.step for checkpoint in list_checkpoints(folder)] == [2, 1]
+
+
+def test_a_full_disk_is_told_when_torch_writes_by_itself(small_disk: Path) -> None:
+    temporary = begin(small_disk, 1)
+    with pytest.raises(EnvironmentProblem, match="no space is left"), explaining_writes(small_disk):
+        torch.save({"weight": torch.zeros(2**20)}, temporary / "optim_states.pt")
+    with pytest.raises(RuntimeError, match="size"), explaining_writes(small_disk):
+        torch.zeros(2) @ torch.zeros(3)  # no matter of a disk
+
+
+def test_a_last_word_finds_room_on_a_full_disk(small_disk: Path) -> None:
+    status = small_disk / "status.json"
+    write_json(status, {"state": "running"})
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+    with pytest.raises(OSError, match="No space left on device"):
+        write_json(status, {"state": "failed"})
+    write_last_word(status, {"state": "failed", "message": "no space left"})
+    assert read_json(status) == {"state": "failed", "message": "no space left"}
+    write_last_word(status, {"state": "failed"})
+    with pytest.raises(OSError, match="No space left on device"):
+        write_last_word(status, {"message": "x" * 5000})
+    assert read_json(status) == {"state": "failed"}
+    assert _names(small_disk) == {"status.json", "filler"}
 
 
 def test_a_read_only_disk_is_an_environment_problem(small_disk: Path) -> None:

@@ -16,13 +16,15 @@ from launcher.gpus import read_gpus
 from launcher.hardware import Detection, closest_shipped, detect, resolve_profile
 from launcher.host import (
     HostFacts,
-    cgroup_cpu_quota,
-    cgroup_memory_free_bytes,
-    cgroup_memory_limit_bytes,
     cpu_has_bf16,
     read_host,
 )
 from launcher.profile_file import load_profile
+from trainer.cgroup import (
+    cgroup_cpu_quota,
+    cgroup_memory_free_bytes,
+    cgroup_memory_limit_bytes,
+)
 from trainer.errors import ConfigError
 from trainer.precision import probe_native_bf16
 

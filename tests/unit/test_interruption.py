@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import subprocess
 import sys
 
+import psutil
 import pytest
+import torch
+
+from trainer.data.collate import make_loader
 
 # Each script sends itself SIGTERM somewhere and ends with the exit code a user sees.
 START = """
@@ -23,6 +29,14 @@ def main(_):
         os._exit(0)
     print("went on", flush=True)
     interruption.stop_if_requested()
+sys.exit(run_entry(main, []))
+"""
+WRAPPED = """
+def main(_):
+    try:
+        stop()
+    except BaseException as error:
+        raise ModuleNotFoundError("Could not import module") from error
 sys.exit(run_entry(main, []))
 """
 AT_ONCE = """
@@ -45,8 +59,8 @@ sys.exit(run_entry(main, []))
 
 @pytest.mark.parametrize(
     ("script", "printed"),
-    [(LOST_IN_A_FORK_HOOK, "went on\n"), (AT_ONCE, ""), (DEFERRED, "went on\n")],
-    ids=["in a fork hook", "at once", "deferred"],
+    [(LOST_IN_A_FORK_HOOK, "went on\n"), (WRAPPED, ""), (AT_ONCE, ""), (DEFERRED, "went on\n")],
+    ids=["in a fork hook", "wrapped by a library", "at once", "deferred"],
 )
 def test_a_request_ends_the_process_with_75(script: str, printed: str) -> None:
     ended = subprocess.run(
@@ -55,3 +69,25 @@ def test_a_request_ends_the_process_with_75(script: str, printed: str) -> None:
     assert ended.returncode == 75, ended.stderr
     assert ended.stdout == printed
     assert "stopped by SIGTERM" in ended.stderr
+
+
+class Readers(torch.utils.data.Dataset[int]):
+    """Tells which process reads each item."""
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, _: int) -> int:
+        return os.getpid()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody tells who sent a signal")
+def test_a_request_to_every_process_leaves_data_workers_to_their_rank() -> None:
+    readers = iter(make_loader(Readers(), num_workers=1, pin_memory=False))
+    pid = next(readers)
+    worker = psutil.Process(pid)
+    subprocess.run(["kill", "-TERM", str(pid)], check=True)  # somebody else than its parent
+    assert list(itertools.islice(readers, 50)) == [pid] * 50
+    assert worker.is_running()
+    worker.terminate()
+    assert worker.wait(timeout=60) == 0

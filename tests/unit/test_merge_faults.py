@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +25,48 @@ from tests.unit.test_merge_streamed import (
 )
 from trainer.entry import run_entry
 from trainer.errors import ConfigError, EnvironmentProblem, TrainingFailed
-from trainer.merge import main, merge_adapter, shards, streamed
+from trainer.merge import MergeOptions, candidate, main, merge_adapter, shards, streamed
 from trainer.merge.partial import open_partial
 
-# Kills itself the moment it is to write the given number of bytes.
+# Merges in children of its own, which kill themselves the moment they are to write a given number
+# of bytes, or are killed at a random moment.
 KILLED = """
-import os, signal, sys
+import os, random, signal, sys, time
 from pathlib import Path
+import torch
 from trainer.merge import merge_adapter, shards
-left, plain = [int(sys.argv[3])], shards._write
-def write(writer, data):
-    if len(data) >= left[0]:
-        plain(writer, data[: left[0]])
-        os.kill(os.getpid(), signal.SIGKILL)
-    left[0] -= len(data)
-    plain(writer, data)
-shards._write = write
-shards.sys.platform = "none"  # so that all bytes pass by here
-merge_adapter(Path(sys.argv[1]), Path(sys.argv[2]))
+torch.set_num_threads(1)
+adapter, folder, places, seed = sys.argv[1:]
+plain, shards.sys.platform = shards._write, "none"  # so that all bytes pass by here
+def child(output, left=float("inf")):
+    pid = os.fork()
+    if pid:
+        return pid
+    def write(writer, data):
+        nonlocal left
+        if len(data) >= left:
+            plain(writer, data[:int(left)])
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= len(data)
+        plain(writer, data)
+    shards._write = write
+    merge_adapter(Path(adapter), Path(folder, output))
+    os._exit(0)
+def ended(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+for number, place in enumerate(places.split()):
+    print(ended(child(f"out{number}", int(place))))
+started = time.monotonic()
+assert ended(child("whole")) == 0
+seconds, chance = time.monotonic() - started, random.Random(int(seed))
+for _ in range(12):
+    pid = child("random")
+    time.sleep(chance.uniform(0, seconds))
+    os.kill(pid, signal.SIGKILL)
+    ended(pid)
+    if Path(folder, "random").exists():
+        break
+print(ended(child("random")))
 """
 
 
@@ -65,7 +90,7 @@ def test_an_adapter_of_another_base_names_the_tensor_and_both_shapes(
 ) -> None:
     other = make_base(tmp_path / "other", "llama", hidden_size=64)
     with pytest.raises(ConfigError, match=r"lora_[AB].weight is \[.*32.*\].*\[.*64.*\]") as failed:
-        merge_adapter(adapter, tmp_path / "out", str(other))
+        merge_adapter(adapter, tmp_path / "out", MergeOptions(base=str(other)))
     assert "--base" in failed.value.fix
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
@@ -73,7 +98,7 @@ def test_an_adapter_of_another_base_names_the_tensor_and_both_shapes(
 def test_an_adapter_for_layers_the_base_lacks(adapter: Path, tmp_path: Path) -> None:
     other = make_base(tmp_path / "other", "gpt2")
     with pytest.raises((ConfigError, TrainingFailed)):
-        merge_adapter(adapter, tmp_path / "out", str(other))
+        merge_adapter(adapter, tmp_path / "out", MergeOptions(base=str(other)))
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
@@ -96,7 +121,7 @@ def test_a_damaged_base_is_named(spoil: str, base: Path, adapter: Path, tmp_path
             tensors[name] = tensor[:-1].contiguous()
         save_file(tensors, shard, metadata={"format": "pt"})
     with pytest.raises(ConfigError) as failed:
-        merge_adapter(adapter, tmp_path / "out", str(tmp_path / "base"))
+        merge_adapter(adapter, tmp_path / "out", MergeOptions(base=str(tmp_path / "base")))
     assert (name if spoil == "tensor" else shard.name) in failed.value.what
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
@@ -114,16 +139,20 @@ def test_a_full_disk_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_kill_at_any_byte_then_again(base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_then_again(base: Path, adapter: Path, tmp_path: Path) -> None:
     expected = merged_by_peft(base, adapter)
     sizes = [file.stat().st_size for file in sorted(base.glob("*.safetensors"))]
-    for number, place in enumerate((1, sizes[0] - 1, sizes[0] + 5000, sum(sizes) - 1)):
-        output = tmp_path / f"out{number}"
-        command = [sys.executable, "-c", KILLED, str(adapter), str(output), str(place)]
-        killed = subprocess.run(command, capture_output=True, check=False)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    places = (1, sizes[0] - 1, sizes[0] + 5000, sum(sizes) - 1)
+    seed = str(time.time_ns() % 1000)
+    command = [sys.executable, "-c", KILLED, str(adapter), str(tmp_path)]
+    command += [" ".join(map(str, places)), seed]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, f"seed {seed}: {ended.stderr}"
+    assert ended.stdout.split() == [str(-signal.SIGKILL)] * len(places) + ["0"], seed
+    check_same(tmp_path / "random", expected)
+    for number, place in enumerate(places):
+        output, partial = tmp_path / f"out{number}", tmp_path / f".out{number}.partial"
         assert not output.exists()
-        partial = tmp_path / f".out{number}.partial"
         assert partial.is_dir()
         if place > sizes[0]:  # what was finished is not made again
             progress = json.loads((partial / "progress.json").read_text())
@@ -145,7 +174,7 @@ def test_leftovers_of_another_merge_are_not_used(base: Path, adapter: Path, tmp_
     for file in base.glob("*.safetensors"):  # whole files, of the right size, of another merge
         shutil.copyfile(file, left / file.name)
     sizes = {file.name: file.stat().st_size for file in left.iterdir()}
-    other = {"base": "another", "adapter": "another", "precision": "original"}
+    other = {"base": "another", "adapters": "another", "precision": "original"}
     (left / "progress.json").write_text(json.dumps({"identity": other, "shards": sizes}))
     merge_adapter(adapter, tmp_path / "out")
     check_same(tmp_path / "out", merged_by_peft(base, adapter))
@@ -232,7 +261,7 @@ def test_a_model_that_needs_its_weights_at_once_is_merged_in_memory(
     def refusing(*_: Any) -> torch.Tensor:
         raise NotImplementedError("Cannot copy out of meta tensor; no data!")
 
-    monkeypatch.setattr(streamed, "sample_logits", refusing)
+    monkeypatch.setattr(candidate, "sample_logits", refusing)
     report = merge_adapter(adapter, tmp_path / "out")
     assert "in memory" in report.how
     check_same(tmp_path / "out", merged_by_peft(base, adapter))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.tiny import make_tokenizer
-from trainer.merge import MergeReport, merge_adapter, weight_files
+from trainer.merge import MergeOptions, MergeReport, merge_adapter, weight_files
 
 SIZES = {
     "hidden_size": 32,
@@ -214,7 +214,7 @@ def test_a_base_of_bin_files_is_converted(num_files: int, bases: Any, tmp_path: 
         index = {"metadata": {}, "weight_map": weight_map}
         (base / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     adapter = make_adapter(tmp_path / "adapter", bases("gemma"))
-    report = merge_adapter(adapter, tmp_path / "out", str(base))
+    report = merge_adapter(adapter, tmp_path / "out", MergeOptions(base=str(base)))
     assert report.how == "streamed"
     assert not list((tmp_path / "out").glob("*.bin*"))
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == num_files
@@ -244,18 +244,20 @@ def test_what_else_belongs_to_a_model_comes_along(bases: Any, tmp_path: Path) ->
     output = tmp_path / "out"
     for name in ("LICENSE.txt", "NOTICE", "USE_POLICY.md", "config.json", "generation_config.json"):
         assert (output / name).read_bytes() == (base / name).read_bytes()
-    assert not (output / "README.md").exists()
+    assert "# base, fine-tuned with LoRA" in (output / "README.md").read_text()
     assert not (output / "modeling_own.py").exists()  # code comes along only where it is trusted
     assert "of the adapter" in (output / "chat_template.jinja").read_text()
     written = json.loads((output / "merge.json").read_text())
     assert written["files"] == {
-        file.name: file.stat().st_size for file in output.iterdir() if file.name != "merge.json"
+        file.name: file.stat().st_size
+        for file in output.iterdir()
+        if file.name not in ("merge.json", "README.md")
     }
     assert written["how"] == "streamed"
     assert written["peak_memory_bytes"] > 2**20
     assert {file.stat().st_mode & 0o777 for file in output.iterdir()} == {0o644}
     assert report == MergeReport(
-        **{**written, "targets": tuple(written["targets"]), "notes": tuple(written["notes"])}
+        **{**written, **{name: tuple(written[name]) for name in ("adapters", "targets", "notes")}}
     )
 
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 SHARED = {
     "trainer.attempt",
     "trainer.cache_root",
+    "trainer.cgroup",
     "trainer.checkpoints.commit",
     "trainer.checkpoints.contract",
     "trainer.checkpoints.folder",

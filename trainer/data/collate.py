@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer.data.batching import Assignment, assign, curriculum_order, examples_of_step
 from trainer.data.store import PreparedSplit
+from trainer.interruption import leave_to_parent
 
 
 class MicroBatch(NamedTuple):
@@ -143,6 +144,7 @@ def make_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        worker_init_fn=leave_to_parent if num_workers else None,
         # Its own: making an iterator draws a seed, and would move the generator dropout draws from.
         generator=torch.Generator(),
     )

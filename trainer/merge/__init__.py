@@ -10,7 +10,8 @@ in_memory         PEFT's own merge, for what cannot be streamed
 """
 
 from trainer.merge.command import main
+from trainer.merge.job import MergeOptions
 from trainer.merge.merging import merge_adapter
 from trainer.merge.report import MergeReport
 
-__all__ = ["MergeReport", "main", "merge_adapter"]
+__all__ = ["MergeOptions", "MergeReport", "main", "merge_adapter"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -18,11 +17,12 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 
 from trainer.errors import ConfigError, TrainingFailed
+from trainer.merge.adapter import Adapter
 from trainer.merge.edits import Dora, Edit, LowRank, Replaced
 from trainer.merge.meta_model import MetaModel, NotStreamable
 from trainer.merge.naming import listed
 from trainer.merge.streamed_weights import Values
-from trainer.merge.weight_files import StoredTensor, WeightFile
+from trainer.merge.weight_files import StoredTensor
 from trainer.model_source import explaining_load
 
 _NAME = "default"
@@ -41,13 +41,14 @@ class AdaptedModel:
     edits: tuple[Edit, ...]
 
 
-def attach(base: MetaModel, adapter: Path, weights: WeightFile) -> AdaptedModel:
+def attach(base: MetaModel, adapter: Adapter) -> AdaptedModel:
     """Put the adapter on the base, which becomes part of the result.
 
     Raises: ConfigError or TrainingFailed when they do not belong together, NotStreamable.
     """
-    with explaining_load(str(adapter), field="adapter"):
-        config = PeftConfig.from_pretrained(str(adapter))
+    weights = adapter.weights
+    with explaining_load(str(adapter.folder), field="adapter"):
+        config = PeftConfig.from_pretrained(str(adapter.folder))
         if not isinstance(config, LoraConfig) or config.layer_replication:
             raise NotStreamable("the adapter changes more than single weights")
         if config.init_lora_weights not in _PLAIN_STARTS:
@@ -85,6 +86,10 @@ def _match_names(model: PeftModel, stored: dict[str, StoredTensor]) -> dict[str,
         parameters.update({name: wider[name] for name in extra if name in wider})
     for name, tensor in stored.items():
         if name in parameters and tensor.shape != tuple(parameters[name].shape):
+            rows, width = model.config.get_text_config().vocab_size, parameters[name].shape[1:]
+            is_vocabulary = parameters[name].shape[0] == rows and tensor.shape[1:] == width
+            if is_vocabulary and tensor.num_rows > rows:
+                raise NotStreamable(f"training added {tensor.num_rows - rows} tokens")
             raise ConfigError(
                 f"the adapter does not fit the base model: {name} is {list(tensor.shape)} in the "
                 f"adapter, {list(parameters[name].shape)} on this base",
@@ -131,9 +136,9 @@ class _Edits:
             yield self._replaced(original, [self.stored[key] for key in trained_copies])
         for key, tensor in self.stored.items():
             if key in adapted:
-                self._check_repeated(self._target(key), tensor)
+                self._check_repeated(self.base.stored(key), tensor)
             elif key in self.base.names:  # a bias trained in place
-                yield Replaced(self._target(key), tensor)
+                yield Replaced(self.base.stored(key), tensor)
 
     def _replaced(self, original: int, trained: list[StoredTensor]) -> Edit:
         """Tied weights are one tensor of the base, and equal ones in the adapter."""
@@ -142,15 +147,7 @@ class _Edits:
             raise NotStreamable(f"training parted {' and '.join(names)}, which were one")
         for repeated in trained[1:]:
             self._check_repeated(trained[0], repeated)
-        return Replaced(self._target(original), trained[0])
-
-    def _target(self, key: int) -> StoredTensor:
-        target = self.base.values[key]
-        if not isinstance(target, StoredTensor):
-            raise NotStreamable(
-                f"{self.base.names[key][0]} is stored in several tensors, or in another form"
-            )
-        return target
+        return Replaced(self.base.stored(original), trained[0])
 
     def _low_rank(self, layer: LoraLayer) -> Edit:
         key = id(layer.get_base_layer().weight)
@@ -162,7 +159,7 @@ class _Edits:
         is_embedding = isinstance(layer, Embedding)
         a = layer.lora_embedding_A[_NAME] if is_embedding else layer.lora_A[_NAME].weight
         b = layer.lora_embedding_B[_NAME] if is_embedding else layer.lora_B[_NAME].weight
-        target, factors = self._target(key), (self.stored[id(a)], self.stored[id(b)])
+        target, factors = self.base.stored(key), (self.stored[id(a)], self.stored[id(b)])
         scaling = float(layer.scaling[_NAME])
         is_transposed = is_embedding or bool(layer.fan_in_fan_out)
         if variant == "NoneType":

@@ -14,42 +14,82 @@ import torch
 from torch import Tensor
 
 from trainer.errors import TrainingFailed
-from trainer.merge.weight_files import StoredTensor
+from trainer.merge.weight_files import Rows, StoredTensor
 
 Block = tuple[int, int, Tensor]
-"""First row, row after the last, and the rows themselves in the type of the base."""
+"""First row, row after the last, and the rows themselves."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A stored tensor of the base that the adapter changes."""
+    """A stored tensor of the base, and what becomes of it."""
 
     target: StoredTensor
 
     @property
     def used(self) -> tuple[StoredTensor, ...]:
         """The adapter's tensors that go into it."""
-        raise NotImplementedError
-
-    def blocks(self) -> Iterator[Block]:
-        """Yield the merged rows. Raises: TrainingFailed when they are not finite."""
-        for start, stop, merged in self._merged():
-            rows = merged.to(self.target.dtype)
-            # One pass, and not-a-number comes through; `isfinite().all()` takes several.
-            if not torch.stack(torch.aminmax(rows)).isfinite().all():
-                raise TrainingFailed(
-                    f"the adapter cannot be merged: {self.target.name} would not be finite",
-                    rule=f"every merged weight is a number that {self.target.dtype} can hold",
-                    fix="merge an earlier checkpoint: RUN/checkpoints/step-N",
-                )
-            yield start, stop, rows
+        return ()
 
     def must_change(self) -> bool:
         """Tell whether the adapter's part is not zero."""
         return False
 
-    def _merged(self) -> Iterator[Block]:
+    def open(self, dtype: torch.dtype | None = None) -> Rows:
+        """Return what computes merged rows, in this type or else in that of the base.
+
+        Raises (when computing): TrainingFailed when they are not finite.
+        """
+        compute, target = self._open(), self.target
+        dtype = dtype or target.dtype
+
+        def rows(start: int, stop: int) -> Tensor:
+            merged = compute(start, stop).to(dtype)
+            # One pass, and not-a-number comes through; `isfinite().all()` takes several.
+            if not torch.stack(torch.aminmax(merged)).isfinite().all():
+                raise TrainingFailed(
+                    f"the adapter cannot be merged: {target.name} would not be finite",
+                    rule=f"every merged weight is a number that {dtype} can hold",
+                    fix="merge an earlier checkpoint: RUN/checkpoints/step-N",
+                )
+            return merged
+
+        return rows
+
+    def blocks(self, dtype: torch.dtype | None = None) -> Iterator[Block]:
+        """Yield the merged rows. Raises: TrainingFailed when they are not finite."""
+        rows = self.open(dtype)
+        for start, stop in self.target.blocks():
+            yield start, stop, rows(start, stop)
+
+    def _open(self) -> Rows:
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class EditedTensor(StoredTensor):
+    """A tensor of the base as an edit leaves it."""
+
+    edit: Edit
+
+    @classmethod
+    def of(cls, edit: Edit) -> EditedTensor:
+        target = edit.target
+        return cls(*target.place, target.dtype, target.shape, target.offset, edit)
+
+    def open(self) -> Rows:
+        return self.edit.open()
+
+    def read(self, start: int = 0, stop: int | None = None) -> Tensor:
+        return self.open()(start, self.num_rows if stop is None else stop)
+
+
+@dataclass(frozen=True)
+class Unchanged(Edit):
+    """A tensor that is only written in another type."""
+
+    def _open(self) -> Rows:
+        return self.target.open()
 
 
 @dataclass(frozen=True)
@@ -62,9 +102,8 @@ class Replaced(Edit):
     def used(self) -> tuple[StoredTensor, ...]:
         return (self.values,)
 
-    def _merged(self) -> Iterator[Block]:
-        for start, stop in self.target.blocks():
-            yield start, stop, self.values.read(start, stop)
+    def _open(self) -> Rows:
+        return self.values.open()
 
 
 @dataclass(frozen=True)
@@ -87,16 +126,17 @@ class LowRank(Edit):
     def must_change(self) -> bool:
         return all(bool(torch.count_nonzero(factor.read())) for factor in (self.a, self.b))
 
-    def _merged(self) -> Iterator[Block]:
-        a, b = _widened(self.a.read()), _widened(self.b.read())
-        for start, stop in self.target.blocks():
-            delta = self._delta(a, b, start, stop)
-            yield start, stop, _widened(self.target.read(start, stop)).add_(delta)
+    def _open(self) -> Rows:
+        a, b, base = _widened(self.a.read()), _widened(self.b.read()), self.target.open()
 
-    def _delta(self, a: Tensor, b: Tensor, start: int, stop: int) -> Tensor:
-        if self.is_transposed:
-            return (b @ a[:, start:stop]).T.mul_(self.scaling)
-        return (b[start:stop] @ a).mul_(self.scaling)
+        def rows(start: int, stop: int) -> Tensor:
+            if self.is_transposed:
+                delta = (b @ a[:, start:stop]).T.mul_(self.scaling)
+            else:
+                delta = (b[start:stop] @ a).mul_(self.scaling)
+            return _widened(base(start, stop)) + delta
+
+        return rows
 
 
 @dataclass(frozen=True)
@@ -115,18 +155,19 @@ class Dora(LowRank):
     def must_change(self) -> bool:
         return False  # a magnitude that was not trained undoes nothing and changes nothing
 
-    def _merged(self) -> Iterator[Block]:
-        a, b = _widened(self.a.read()), _widened(self.b.read())
-        magnitude = _widened(self.magnitude.read())
+    def _open(self) -> Rows:
+        total, magnitude = super()._open(), _widened(self.magnitude.read())
         if self.is_transposed:  # an output's inputs lie in all rows
-            total = _widened(self.target.read()) + self._delta(a, b, 0, self.target.num_rows)
-            scale = magnitude / torch.linalg.norm(total, dim=0)
-            yield 0, self.target.num_rows, scale.view(1, -1) * total
-            return
-        for start, stop in self.target.blocks():
-            total = _widened(self.target.read(start, stop)) + self._delta(a, b, start, stop)
-            scale = magnitude[start:stop] / torch.linalg.norm(total, dim=1)
-            yield start, stop, scale.view(-1, 1) * total
+            whole = total(0, self.target.num_rows)
+            scale = (magnitude / torch.linalg.norm(whole, dim=0)).view(1, -1)
+            return lambda start, stop: scale * whole[start:stop]
+
+        def rows(start: int, stop: int) -> Tensor:
+            some = total(start, stop)
+            scale: Tensor = magnitude[start:stop] / torch.linalg.norm(some, dim=1)
+            return scale.view(-1, 1) * some
+
+        return rows
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -9,16 +9,23 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from trainer.errors import ConfigError, TrainingFailed
+from trainer.cgroup import memory_available_bytes
+from trainer.errors import ConfigError, EnvironmentProblem, TrainingFailed
+from trainer.merge.adapter import Adapter
 from trainer.merge.job import MergeJob
 from trainer.merge.naming import listed
 from trainer.merge.proofs import check_changes, check_logits, sample_ids, sample_logits
+from trainer.merge.report import ORIGINAL
 from trainer.merge.streamed import Outcome
 from trainer.merge.weight_files import StoredTensor
 from trainer.model_source import explaining_load
+
+_GIB = 2**30
+_MEMORY_FACTOR = 1.2  # the base; a layer's merged weights; libraries and a prompt's activations
 
 
 def merge_in_memory(job: MergeJob, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Outcome:
@@ -26,12 +33,15 @@ def merge_in_memory(job: MergeJob, folder: Path, tokenizer: PreTrainedTokenizerB
 
     Raises: ConfigError, TrainingFailed when a check does not hold; OSError.
     """
+    _check_possible(job)
     model = _load_base(job)
+    adapter = job.adapters[0]
+    _add_tokens(model, adapter, len(tokenizer))
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     before = _digests(model)
-    with explaining_load(str(job.adapter), field="adapter"):
-        adapted = PeftModel.from_pretrained(model, job.adapter)
-    _check_adapter_tensors(adapted, job)
+    with explaining_load(str(adapter.folder), field="adapter"):
+        adapted = PeftModel.from_pretrained(model, adapter.folder)
+    _check_adapter_tensors(adapted, adapter)
     targets = _targeted_parameters(adapted)
     for name, parameter in adapted.get_base_model().named_parameters():
         if "modules_to_save" in name:  # kept in float32 while training, unlike their neighbours
@@ -58,11 +68,51 @@ def merge_in_memory(job: MergeJob, folder: Path, tokenizer: PreTrainedTokenizerB
     return Outcome(tuple(sorted(targets)), difference, largest, notes)
 
 
+def _check_possible(job: MergeJob) -> None:
+    """Raises: ConfigError, EnvironmentProblem."""
+    if len(job.adapters) > 1 or job.precision != ORIGINAL:
+        raise ConfigError(
+            f"{job.adapters[-1].folder} can only be merged in memory",
+            rule="in memory one adapter is merged, into the base as it is stored",
+            fix="merge one adapter at a time (--base takes the result of the one before), "
+            "without --base-precision",
+        )
+    needed, available = int(_MEMORY_FACTOR * job.num_bytes), memory_available_bytes()
+    if needed > available:
+        raise EnvironmentProblem(
+            f"merging in memory needs {needed / _GIB:.1f} GiB, {available / _GIB:.1f} GiB are free",
+            rule="the whole base model is loaded",
+            fix="merge on a machine with more memory",
+        )
+
+
+def _add_tokens(model: PreTrainedModel, adapter: Adapter, num_tokens: int) -> None:
+    """Give the embeddings the rows that training added; the adapter brings their values.
+
+    Raises: ConfigError when the tokenizer has no such tokens: the base is another model.
+    """
+    name = next(n for n, m in model.named_modules() if m is model.get_input_embeddings())
+    stored = {tensor.name: tensor for tensor in adapter.weights.tensors}
+    embedding = stored.get(f"base_model.model.{name}.weight")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if embedding is None or embedding.num_rows == rows:
+        return
+    if not rows < num_tokens <= embedding.num_rows:
+        raise ConfigError(
+            f"the adapter's vocabulary has {embedding.num_rows} rows, the base's {rows}, the "
+            f"tokenizer {num_tokens} tokens",
+            rule="rows are added for tokens that the adapter's tokenizer has and the base lacks",
+            fix="give the base model it was trained on with --base, and keep its tokenizer beside "
+            "the adapter",
+        )
+    model.resize_token_embeddings(embedding.num_rows, mean_resizing=False)
+
+
 def _load_base(job: MergeJob) -> PreTrainedModel:
     with explaining_load(job.name, field="base model"):
         loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
             str(job.folder),
-            dtype="auto",
+            dtype=job.chosen_dtype or "auto",
             trust_remote_code=job.trusted,
             output_loading_info=True,
         )
@@ -88,14 +138,14 @@ def _merged(adapted: PeftModel) -> PreTrainedModel:
     return merged
 
 
-def _check_adapter_tensors(adapted: PeftModel, job: MergeJob) -> None:
+def _check_adapter_tensors(adapted: PeftModel, adapter: Adapter) -> None:
     """Check that every tensor of the file sits in the model, bit for bit, and none is missing.
 
     PEFT itself only warns.
     Raises: TrainingFailed for tensors left over, absent or changed.
     """
     in_model = get_peft_model_state_dict(adapted)
-    stored: dict[str, StoredTensor] = {tensor.name: tensor for tensor in job.weights.tensors}
+    stored: dict[str, StoredTensor] = {tensor.name: tensor for tensor in adapter.weights.tensors}
     unused = sorted(stored.keys() - in_model.keys())
     absent = sorted(in_model.keys() - stored.keys())
     changed = sorted(
@@ -128,6 +178,8 @@ def _targeted_parameters(adapted: PeftModel) -> dict[str, bool]:
             targets[f"{name.replace('.base_layer', '')}.{adapted_name}"] = _has_update(module)
             if bias != "none":
                 targets[f"{name}.bias"] = False
+        if isinstance(module, TrainableTokensWrapper):
+            targets[f"{name}.weight"] = False
         if hasattr(module, "modules_to_save") and isinstance(module.modules_to_save, nn.ModuleDict):
             for parameter, _ in module.modules_to_save["default"].named_parameters():
                 targets[f"{name}.{parameter}"] = False

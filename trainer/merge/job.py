@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, PreTrainedConfig
 
 from trainer.base_identity import base_digest
-from trainer.errors import ConfigError, TrainingFailed
+from trainer.errors import ConfigError
+from trainer.merge.adapter import Adapter, open_adapter
+from trainer.merge.meta_model import compute_dtype
 from trainer.merge.naming import listed
-from trainer.merge.report import identity
-from trainer.merge.weight_files import WeightFile, open_weights
+from trainer.merge.quantized import Quantization
+from trainer.merge.report import ORIGINAL, Precision
+from trainer.merge.weight_files import WeightFile, open_weights, written_type
+from trainer.model_card.base import LEGAL_FILES, published_name
 from trainer.model_source import RECORDED_BASE, check_model_folder, explaining_load
-from trainer.trained_model import read_adapter_config, run_trusts_code
+from trainer.trained_model import run_trusts_code
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _INDEX = ".index.json"
 _ALL_BUT_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken")
-_LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
-_CARRIED = ("config.json", "generation_config.json", "*processor_config.json", *_LEGAL)
+_CARRIED = ("config.json", "generation_config.json", "*processor_config.json", *LEGAL_FILES)
 # As transformers looks for them, the first found wins.
 _KINDS = ("model.safetensors", "pytorch_model.bin")
-_TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "*.jinja")
-_ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS, *_TOKENIZER_FILES)
-_BLOCK_BYTES = 2**22
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """How to merge, where there is a choice."""
+
+    base: str | None = None
+    """Instead of the one the first adapter names."""
+    trust_remote_code: bool = False
+    """Run the model's own code; a run that was told to may without it."""
+    precision: Precision = ORIGINAL
+    quantization: Quantization | None = None
+    """How training stored the base, where no run tells."""
+    dtype: torch.dtype | None = None
+    """Of the merged weights. Default: that of the base."""
+    replace: bool = False
+    """Whether an earlier merge may be replaced; anything else at the output never is."""
+    requirements: Mapping[str, Any] = field(default_factory=dict)
+    """What the gate measured, for merge.json."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +58,56 @@ class MergeJob:
     """The base as the user or the adapter names it."""
     folder: Path
     """The base's files."""
-    adapter: Path
+    adapters: tuple[Adapter, ...]
+    """In the order they are merged; each was trained on the result of those before."""
     trusted: bool
     """Whether the base's own code may run."""
     config: PreTrainedConfig
     files: tuple[WeightFile, ...]
     index: Path | None
-    weights: WeightFile
-    """The adapter's."""
     base_digest: str
-    adapter_digest: str
+    precision: Precision
+    """As asked for."""
+    quantization: Quantization | None
+    """How training stored the base, where that is known."""
+    chosen_dtype: torch.dtype | None
+    """Of the merged weights, where the user chose; else each has that of the base."""
+    notes: tuple[str, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the merged model computes in."""
+        return self.chosen_dtype or compute_dtype(self.config, self.files)
 
     @property
     def identity(self) -> dict[str, str]:
-        return identity(self.base_digest, self.adapter_digest)
+        return {
+            "base": self.base_digest,
+            "adapters": ",".join(adapter.digest for adapter in self.adapters),
+            "precision": self.precision,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    @property
+    def public_name(self) -> str:
+        """The base's name without directories."""
+        return published_name(self.name, self.folder)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the base's weights."""
+        return sum(file.num_bytes for file in self.files)
+
+    @property
+    def output_bytes(self) -> int:
+        """Size of the merged weights."""
+        tensors = (tensor for file in self.files for tensor in file.tensors)
+        return sum(
+            tensor.num_bytes
+            // tensor.dtype.itemsize
+            * written_type(tensor, self.chosen_dtype).itemsize
+            for tensor in tensors
+        )
 
     def carried_files(self) -> list[Path]:
         """List the base's files that go into the merged folder as they are."""
@@ -60,23 +115,28 @@ class MergeJob:
         return sorted({file for kind in kinds for file in self.folder.glob(kind) if file.is_file()})
 
 
-def find_job(adapter: Path, base: str | None, *, trust_remote_code: bool) -> MergeJob:
+def find_job(folders: Sequence[Path], options: MergeOptions) -> MergeJob:
     """Find and open everything a merge needs, and check what can be checked at once.
 
     Raises: ConfigError, EnvironmentProblem, TrainingFailed for an adapter that is not finite.
     """
-    description = read_adapter_config(adapter)
-    name = base or description.get("base_model_name_or_path")
+    base = options.base
+    adapters = tuple(open_adapter(folder) for folder in folders)
+    first = adapters[0]
+    name = base or first.description.get("base_model_name_or_path")
     if not name:
         raise ConfigError(
-            f"the adapter {adapter} does not say which base model it belongs to",
+            f"the adapter {first.folder} does not say which base model it belongs to",
             rule="adapter_config.json names it in base_model_name_or_path",
             fix="give it with --base",
         )
-    revision = None if base else description.get("revision")
+    quantization = options.quantization or first.quantization
+    if options.precision != ORIGINAL:
+        _check_precision(adapters, options.precision, quantization)
+    revision = None if base else first.description.get("revision")
     field = "--base" if base else RECORDED_BASE
     # A run's trust is in its own base, not in another one.
-    trusted = trust_remote_code or (base is None and run_trusts_code(adapter))
+    trusted = options.trust_remote_code or (base is None and run_trusts_code(first.folder))
     check_model_folder(name, field)
     folder = _fetch(name, revision, field)
     with explaining_load(name, revision, field):
@@ -88,19 +148,52 @@ def find_job(adapter: Path, base: str | None, *, trust_remote_code: bool) -> Mer
             fix="give the unquantised model with --base",
         )
     paths, index = _weight_paths(folder, name, field)
-    weights = open_weights(adapter / ADAPTER_WEIGHTS)
-    _check_finite(weights)
+    digest = base_digest(str(folder)) or ""
     return MergeJob(
         name=name,
         folder=folder,
-        adapter=adapter,
+        adapters=adapters,
         trusted=trusted,
         config=config,
         files=tuple(open_weights(path) for path in paths),
         index=index,
-        weights=weights,
-        base_digest=base_digest(str(folder)) or "",
-        adapter_digest=_digest_adapter(adapter, description),
+        base_digest=digest,
+        precision=options.precision,
+        quantization=quantization,
+        chosen_dtype=options.dtype,
+        notes=_check_base(name, digest, first, is_chosen=base is not None),
+    )
+
+
+def _check_precision(
+    adapters: Sequence[Adapter], precision: Precision, quantization: Quantization | None
+) -> None:
+    if quantization is None:
+        raise ConfigError(
+            f"--base-precision {precision}: how training stored the base of "
+            f"{adapters[0].folder} is not known, or it was not quantised",
+            rule="dequantised weights are those an adapter was trained on in 4 or 8 bits",
+            fix="leave --base-precision out, or say how with --quantization nf4, fp4 or int8",
+        )
+    if len(adapters) > 1:
+        raise ConfigError(
+            f"--base-precision {precision} with {len(adapters)} adapters",
+            rule="only the first of several adapters was trained on the base itself",
+            fix="merge the first one by itself, then the others into the result with --base",
+        )
+
+
+def _check_base(name: str, digest: str, adapter: Adapter, *, is_chosen: bool) -> tuple[str, ...]:
+    """Compare the base with the one the run recorded; returns a note on one chosen by the user."""
+    if adapter.trained_on in (None, digest):
+        return ()
+    if is_chosen:
+        return ("the adapter was trained on other files of the base",)
+    raise ConfigError(
+        f"the weights of {name} are not those the adapter was trained on",
+        rule="an adapter is merged into the base model it was trained on; its run recorded a "
+        "digest of the files",
+        fix="give that model with --base, or this one on purpose",
     )
 
 
@@ -112,7 +205,7 @@ def _fetch(name: str, revision: str | None, field: str) -> Path:
     folder = local
     for kind in _KINDS:
         stem, _, suffix = kind.partition(".")
-        patterns = [*_ALL_BUT_WEIGHTS, *_LEGAL, f"{stem}*.{suffix}"]
+        patterns = [*_ALL_BUT_WEIGHTS, *LEGAL_FILES, "README.md", f"{stem}*.{suffix}"]
         with explaining_load(name, revision, field):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
         if any((folder / found).exists() for found in (kind, kind + _INDEX)):
@@ -152,33 +245,3 @@ def _sharded(index: Path) -> list[Path]:
             fix="copy or download the model again",
         )
     return [index.parent / name for name in names]
-
-
-def _check_finite(weights: WeightFile) -> None:
-    wrong = [
-        tensor.name
-        for tensor in weights.tensors
-        if not all(tensor.read(*block).isfinite().all() for block in tensor.blocks())
-    ]
-    if wrong:
-        raise TrainingFailed(
-            f"{len(wrong)} adapter tensors are not finite: {listed(wrong)}",
-            rule="every weight of an adapter is a number",
-            fix="merge an earlier checkpoint: RUN/checkpoints/step-N",
-        )
-
-
-def _digest_adapter(adapter: Path, description: dict[str, Any]) -> str:
-    """Hash the weights, the description without the base's place, and the tokenizer beside it."""
-    digest = hashlib.sha256()
-    for path in sorted({file for kind in _ADAPTER_FILES for file in adapter.glob(kind)}):
-        digest.update(path.name.encode() + b"\0")
-        if path.name == "adapter_config.json":
-            places = ("base_model_name_or_path", "revision")
-            kept = {key: value for key, value in description.items() if key not in places}
-            digest.update(json.dumps(kept, sort_keys=True).encode())
-            continue
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK_BYTES):
-                digest.update(block)
-    return digest.hexdigest()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from trainer.errors import ConfigError
+from trainer.merge.edits import Edit, EditedTensor
 from trainer.merge.streamed_weights import Values
-from trainer.merge.weight_files import StoredTensor, WeightFile
+from trainer.merge.weight_files import Place, StoredTensor, WeightFile
 
 
 class NotStreamable(Exception):
@@ -57,6 +58,27 @@ class MetaModel:
     values: dict[int, Values]
     """By the id of the parameter."""
 
+    def stored(self, key: int) -> StoredTensor:
+        """Return the tensor in the files that is the parameter with this id.
+
+        Raises: NotStreamable when it is stored in several, or in another form.
+        """
+        value = self.values[key]
+        if not isinstance(value, StoredTensor):
+            name = self.names[key][0]
+            raise NotStreamable(f"{name} is stored in several tensors, or in another form")
+        return value
+
+    def with_edits(self, edits: Mapping[Place, Edit]) -> MetaModel:
+        """Return this model on weights that were edited before."""
+        values = {
+            key: EditedTensor.of(edits[value.place])
+            if isinstance(value, StoredTensor) and value.place in edits
+            else value
+            for key, value in self.values.items()
+        }
+        return replace(self, values=values)
+
 
 class _WithoutAllocating(TorchFunctionMode):
     """`torch.empty` gives no memory.
@@ -86,9 +108,11 @@ def compute_dtype(config: PreTrainedConfig, files: Sequence[WeightFile]) -> torc
 
 
 def build_meta_model(
-    config: PreTrainedConfig, files: Sequence[WeightFile], *, trusted: bool
+    config: PreTrainedConfig, files: Sequence[WeightFile], dtype: torch.dtype, *, trusted: bool
 ) -> MetaModel:
     """Build the model without its weights, and find each of them in the files.
+
+    dtype: what it computes in.
 
     Raises: NotStreamable when one is not there under a name that transformers would find,
         ConfigError when it has another shape.
@@ -96,7 +120,7 @@ def build_meta_model(
     with init_empty_weights(include_buffers=False), _WithoutAllocating():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             copy.deepcopy(config),
-            dtype=compute_dtype(config, files),
+            dtype=dtype,
             trust_remote_code=trusted,
         )
     model.tie_weights()

@@ -49,8 +49,12 @@ class Partial:
         for file in self.path.iterdir():
             file.unlink()
 
-    def publish(self, output: Path) -> None:
-        """Make the folder readable for everyone, sync it, and give it its name. Raises: OSError."""
+    def publish(self, output: Path, *, replace: bool) -> None:
+        """Make the folder readable for everyone, sync it, and give it its name.
+
+        replace: take the place of what is there, which goes.
+        Raises: OSError.
+        """
         (self.path / _PROGRESS).unlink(missing_ok=True)
         self.path.chmod(0o755)
         for file in self.path.iterdir():
@@ -58,10 +62,15 @@ class Partial:
             sync(file)
         sync(self.path)
         # Not `rename`: it would silently take the place of an empty folder.
-        if os.path.lexists(output):
+        if os.path.lexists(output) and not replace:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(output))
+        earlier = output.with_name(f".{output.name}.old")
+        if os.path.lexists(output):
+            shutil.rmtree(earlier, ignore_errors=True)
+            output.rename(earlier)
         self.path.rename(output)
         sync(output.parent)
+        shutil.rmtree(earlier, ignore_errors=True)
 
 
 @contextmanager

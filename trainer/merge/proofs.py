@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trainer.errors import TrainingFailed
 from trainer.merge.naming import listed
-from trainer.merge.weight_files import StoredTensor, WeightFile, read_bytes
+from trainer.merge.weight_files import StoredTensor, WeightFile, read_bytes, written_type
 
 _PROMPTS = ("Hello, how are you?", "The three most important points are", "1 2 3 4 5 6")
 _BLOCK_BYTES = 2**24
@@ -23,11 +23,14 @@ _LOGIT_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e
 
 
 def changed_tensors(
-    base: WeightFile, merged: WeightFile, advance: Callable[[int], None]
+    base: WeightFile,
+    merged: WeightFile,
+    dtype: torch.dtype | None,
+    advance: Callable[[int], None],
 ) -> set[str]:
-    """Name the stored tensors whose bytes differ.
+    """Name the stored tensors that differ, in their bytes or from the base rounded to `dtype`.
 
-    Raises: TrainingFailed when the files do not hold the same names, types and shapes.
+    Raises: TrainingFailed when the files do not hold the same names and shapes, in that type.
     """
     others = {tensor.name: tensor for tensor in merged.tensors}
     changed: set[str] = set()
@@ -35,9 +38,11 @@ def changed_tensors(
         raise _restructured(f"{len(base.tensors)} tensors became {len(others)}")
     for tensor in base.tensors:
         other = others.get(tensor.name)
-        if other is None or (other.dtype, other.shape) != (tensor.dtype, tensor.shape):
+        kind = written_type(tensor, dtype)
+        if other is None or (other.dtype, other.shape) != (kind, tensor.shape):
             raise _restructured(tensor.name)
-        if not _is_same(tensor, other, advance):
+        compare = _is_same if kind == tensor.dtype else _is_same_rounded
+        if not compare(tensor, other, advance):
             changed.add(tensor.name)
     return changed
 
@@ -103,6 +108,16 @@ def _is_same(one: StoredTensor, other: StoredTensor, advance: Callable[[int], No
             read_bytes(one.path, one.offset + start, size),
             read_bytes(other.path, other.offset + start, size),
         )
+    return same
+
+
+def _is_same_rounded(
+    one: StoredTensor, other: StoredTensor, advance: Callable[[int], None]
+) -> bool:
+    same = True
+    for start, stop in one.blocks():
+        advance((stop - start) * one.row_bytes)
+        same = same and torch.equal(one.read(start, stop).to(other.dtype), other.read(start, stop))
     return same
 
 

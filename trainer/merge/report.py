@@ -8,11 +8,16 @@ import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 FILE_NAME = "merge.json"
-ORIGINAL = "original"
-"""The base in the type it is stored in."""
+_NOT_COUNTED = (FILE_NAME, "README.md", "progress.json")
+"""The model card may be edited."""
+Precision = Literal["original", "dequantized", "auto"]
+"""What the adapter is added to: the base as it is stored, what its quantised form reads as, or the
+closer of the two to what was trained."""
+ORIGINAL: Precision = "original"
+DEQUANTIZED: Precision = "dequantized"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +25,11 @@ class MergeReport:
     """What merge.json says."""
 
     base: str
-    adapter: str
-    output: str
+    adapters: tuple[str, ...]
+    """Names without directories, as of the base: this file is published with the model."""
     dtype: str
     targets: tuple[str, ...]
-    """Names of the parameters the adapter changes."""
+    """Names of the parameters the merge changes."""
     num_adapter_tensors: int
     max_logit_difference: float
     """Largest |merged - (base + adapter)| over the sample prompts, in logits."""
@@ -32,23 +37,22 @@ class MergeReport:
     """Largest logit seen, to judge the difference by."""
     how: str
     """"streamed", or "in memory: " and the reason."""
-    base_digest: str
-    adapter_digest: str
-    precision: str = ORIGINAL
+    identity: dict[str, str]
+    """What must be the same for two merges to give the same weights."""
+    base_precision: Precision
+    """What was merged into; never auto."""
+    quantization: str | None = None
+    """How training stored the base."""
+    distances: dict[str, float] | None = None
+    """By base precision, how far base + adapter is from the adapter on the quantised base it was
+    trained on: root mean square of the differences of logits."""
+    requirements: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of merge.require: what was asked for and what was measured."""
     notes: tuple[str, ...] = ()
     files: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Size in bytes of every file beside merge.json."""
+    """Size in bytes of every file beside merge.json and README.md."""
     peak_memory_bytes: int = 0
     """Largest resident memory of the process that merged."""
-
-    @property
-    def identity(self) -> dict[str, str]:
-        return identity(self.base_digest, self.adapter_digest, self.precision)
-
-
-def identity(base_digest: str, adapter_digest: str, precision: str = ORIGINAL) -> dict[str, str]:
-    """Return what must be the same for two merges to give the same weights."""
-    return {"base": base_digest, "adapter": adapter_digest, "precision": precision}
 
 
 def write_report(folder: Path, report: MergeReport) -> MergeReport:
@@ -56,7 +60,7 @@ def write_report(folder: Path, report: MergeReport) -> MergeReport:
     sizes = {
         file.name: file.stat().st_size
         for file in sorted(folder.iterdir())
-        if file.name not in (FILE_NAME, "progress.json")
+        if file.name not in _NOT_COUNTED
     }
     report = dataclasses.replace(report, files=sizes, peak_memory_bytes=peak_memory_bytes())
     text = json.dumps(dataclasses.asdict(report), indent=2)
@@ -68,7 +72,7 @@ def read_report(folder: Path) -> MergeReport | None:
     """Read the report of a finished output whose files are all there; None for anything else."""
     try:
         values: dict[str, Any] = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
-        lists = {name: tuple(values[name]) for name in ("targets", "notes")}
+        lists = {name: tuple(values[name]) for name in ("adapters", "targets", "notes")}
         report = MergeReport(**{**values, **lists})
         whole = _are_there(folder, report.files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -80,19 +80,24 @@ class StreamedWeights(TorchFunctionMode):
         stored = self.values.get(id(weight))
         if not isinstance(stored, StoredTensor):
             return functional.linear(inputs, self._loaded(weight), bias)
+        output = self._product(inputs, stored, weight.dtype)
+        return output if bias is None else output + bias
+
+    def _product(self, inputs: Tensor, stored: StoredTensor, dtype: torch.dtype) -> Tensor:
+        rows = stored.open()
         parts = [
-            functional.linear(inputs, stored.read(start, stop).to(weight.dtype))
+            functional.linear(inputs, rows(start, stop).to(dtype))
             for start, stop in stored.blocks()
         ]
-        output = torch.cat(parts, dim=-1)
-        return output if bias is None else output + bias
+        return torch.cat(parts, dim=-1)
 
     def _embedding(self, ids: Tensor, weight: Tensor, **options: Any) -> Tensor:
         stored = self.values.get(id(weight))
         if not isinstance(stored, StoredTensor) or options.get("max_norm") is not None:
             return functional.embedding(ids, self._loaded(weight), **options)
-        rows, places = torch.unique(ids, return_inverse=True)
-        return stored.read_rows(rows.tolist()).to(weight.dtype)[places]
+        needed, places = torch.unique(ids, return_inverse=True)
+        rows = stored.open()
+        return torch.cat([rows(row, row + 1) for row in needed.tolist()]).to(weight.dtype)[places]
 
     def _loaded(self, value: Any) -> Any:
         if not isinstance(value, nn.Parameter) or id(value) not in self.values:

@@ -12,7 +12,7 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -45,6 +45,12 @@ _LONGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses longer o
 _BLOCK_VALUES = 2**21  # 8 MiB in float32, the type of the arithmetic; 32 took twice the time
 
 
+Place = tuple[Path, str]
+"""A file, and the name of a tensor in it."""
+Rows = Callable[[int, int], Tensor]
+"""Gives rows [start, stop) of a tensor."""
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """One tensor of a file, as it lies there."""
@@ -55,6 +61,10 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     """Of its first byte, from the beginning of the file."""
+
+    @property
+    def place(self) -> Place:
+        return self.path, self.name
 
     @property
     def num_rows(self) -> int:
@@ -77,9 +87,9 @@ class StoredTensor:
         shape = (stop - start, *self.shape[1:]) if self.shape else ()
         return data.view(self.dtype).reshape(shape)
 
-    def read_rows(self, rows: Sequence[int]) -> Tensor:
-        """Read single rows, in the order given."""
-        return torch.cat([self.read(row, row + 1) for row in rows])
+    def open(self) -> Rows:
+        """Prepare to read many blocks; what a read has to work out first is worked out once."""
+        return self.read
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Yield the row ranges to work on one after another."""
@@ -189,14 +199,20 @@ def _open_torch(path: Path) -> WeightFile:
     return WeightFile(path, make_header(found), found)
 
 
-def make_header(tensors: Sequence[StoredTensor]) -> bytes:
+def written_type(tensor: StoredTensor, dtype: torch.dtype | None) -> torch.dtype:
+    """Return the type a tensor has in a file whose floating-point tensors are of `dtype`."""
+    return dtype if dtype is not None and tensor.dtype.is_floating_point else tensor.dtype
+
+
+def make_header(tensors: Sequence[StoredTensor], dtype: torch.dtype | None = None) -> bytes:
     """Return the first bytes of a safetensors file that holds these tensors in this order."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:
-        begin, end = end, end + tensor.num_bytes
+        kind = written_type(tensor, dtype)
+        begin, end = end, end + tensor.num_bytes // tensor.dtype.itemsize * kind.itemsize
         header[tensor.name] = {
-            "dtype": _NAMES[tensor.dtype],
+            "dtype": _NAMES[kind],
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }
