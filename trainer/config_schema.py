@@ -37,6 +37,8 @@ Optimizer = Literal[
     "adafactor",
     "sgd",
 ]
+BasePrecision = Literal["original", "dequantized", "auto"]
+MergedType = Literal["auto", "float32", "bfloat16", "float16"]
 Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "polynomial"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
@@ -181,6 +183,11 @@ class MergeConfig(Section):
 
     after_training: StrictBool = False
     """Write the merged model to `merged/` when training ends."""
+    base_precision: BasePrecision = "original"
+    """After training in 4 or 8 bits, what the adapter is added to: the base as it is stored, what
+    training read of it (`dequantized`), or the closer of the two (`auto`)."""
+    dtype: MergedType = "auto"
+    """Type of the merged weights. `auto`: that of the base."""
     require: Requirements = Field(default_factory=dict)
     """Figure -> what it must be, such as `eval_loss: "<= 1.2"`: nothing is merged unless all hold.
     Figures: `eval_loss`, `test_loss`, `train_loss`, `safety.compliance_rate`,

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import click
 import torch
@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from trainer.config_schema import Precision
 from trainer.data.chat import ChatTemplate, learn_template
 from trainer.entry import run_entry
 from trainer.errors import ConfigError, DataError
@@ -57,8 +58,14 @@ class Speaker:
         system: str | None,
     ) -> None:
         self.label, self.model, self.tokenizer = label, model.eval(), tokenizer
-        self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
+        self.system = system
+        self.forget()
         self.template = _learned(tokenizer)
+
+    def forget(self) -> None:
+        """Begin a new conversation."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        self.messages: list[Message] = system
 
     def answer(self, prompt: str, max_new_tokens: int) -> Answer:
         """Answer greedily, and remember both turns.
@@ -125,12 +132,18 @@ def generate(
     return new[:-1] if new and new[-1] in ends else new
 
 
-def load_speaker(found: TrainedModel, system: str | None, device: torch.device) -> Speaker:
-    """Load a model (and its adapter, unmerged) onto `device` in its fastest safe precision.
+def load_speaker(
+    found: TrainedModel,
+    system: str | None,
+    device: torch.device,
+    precision: Precision = "auto",
+) -> Speaker:
+    """Load a model (and its adapter, unmerged) onto `device`.
 
+    precision: `auto` is the fastest safe one.
     Raises: ConfigError, EnvironmentProblem.
     """
-    choice = choose_precision("auto", device.type, native_bf16=probe_native_bf16(device.type))
+    choice = choose_precision(precision, device.type, native_bf16=probe_native_bf16(device.type))
     base, field = located(found.base), RECORDED_BASE if found.adapter else "model"
     check_model_folder(base, field=field)
     with explaining_load(base, found.revision, field=field):
@@ -157,10 +170,11 @@ def answer_all(
     prompts: Iterable[str],
     system: str | None,
     max_new_tokens: int,
+    precision: Precision = "auto",
 ) -> Iterator[list[Answer]]:
     """Yield the answers of all models to one prompt after another, in one conversation each."""
     device = choose_device()
-    speakers = [load_speaker(found, system, device) for found in targets]
+    speakers = [load_speaker(found, system, device, precision) for found in targets]
     for prompt in prompts:
         yield [speaker.answer(prompt, max_new_tokens) for speaker in speakers]
 
@@ -243,6 +257,13 @@ def _turns() -> Iterator[str]:
 @click.option("--prompt", help="Answer this and end. Without it: a chat, one line per turn.")
 @click.option("--system", help="System prompt. Default: the run's own; '' for none.")
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    default="auto",
+    show_default=True,
+    help="What to compute in.",
+)
 @click.option("--trust-remote-code", is_flag=True, help="Run code a model ships.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on stdout.")
 def command(
@@ -250,6 +271,7 @@ def command(
     prompt: str | None,
     system: str | None,
     max_new_tokens: int,
+    precision: Precision,
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
@@ -259,7 +281,7 @@ def command(
     console = Console()
     collected: list[Answer] = []
     prompts = _turns() if prompt is None else iter([prompt])
-    for answers in answer_all(targets, prompts, system, max_new_tokens):
+    for answers in answer_all(targets, prompts, system, max_new_tokens, precision):
         if as_json:
             collected.extend(answers)
         else:

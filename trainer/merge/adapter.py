@@ -13,7 +13,7 @@ from trainer.errors import TrainingFailed
 from trainer.merge.naming import listed
 from trainer.merge.quantized import Kind, Quantization
 from trainer.merge.weight_files import WeightFile, open_weights
-from trainer.trained_model import read_adapter_config, settings_of_run
+from trainer.trained_model import find_run, read_adapter_config, settings_of_run
 
 _WEIGHTS = "adapter_model.safetensors"
 _TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "*.jinja")
@@ -32,8 +32,10 @@ class Adapter:
     digest: str
     trained_on: str | None
     """Digest of the base, if its run is known."""
+    has_run: bool
+    """Whether it lies in its run."""
     quantization: Quantization | None
-    """How its run stored the base."""
+    """How its run stored the base; None as well when that is not known."""
 
 
 def open_adapter(folder: Path) -> Adapter:
@@ -50,6 +52,7 @@ def open_adapter(folder: Path) -> Adapter:
         weights=weights,
         digest=_digest(folder, description),
         trained_on=_trained_on(folder),
+        has_run=find_run(folder) is not None,
         quantization=_quantization(folder),
     )
 

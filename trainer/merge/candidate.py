@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainer.config_schema import BasePrecision
 from trainer.merge.adapted import AdaptedModel, attach
 from trainer.merge.edits import Edit
 from trainer.merge.job import MergeJob
 from trainer.merge.meta_model import MetaModel, NotStreamable, build_meta_model
 from trainer.merge.proofs import sample_logits
 from trainer.merge.quantized import AsTrained, Quantization, dequantizing_edits
-from trainer.merge.report import DEQUANTIZED, ORIGINAL, Precision
+from trainer.merge.report import DEQUANTIZED, ORIGINAL
 from trainer.merge.streamed_weights import StreamedWeights
 from trainer.merge.weight_files import Place, StoredTensor
 
@@ -23,7 +24,7 @@ from trainer.merge.weight_files import Place, StoredTensor
 class Candidate:
     """One way to merge, not yet done."""
 
-    precision: Precision
+    precision: BasePrecision
     adapted: AdaptedModel
     """With the last adapter on what the others made of the base."""
     edits: Mapping[Place, Edit]
@@ -53,12 +54,22 @@ class Choice:
     candidate: Candidate
     expected: Tensor
     """Its logits [P, T, V]."""
-    distances: dict[str, float] | None
-    """By precision; None when training did not quantise the base."""
+    distances: Mapping[str, float]
+    """Of each candidate from what was trained; empty when training did not quantise the base."""
+    trained: Tensor | None = None
+    """Logits of the adapter on the quantised base."""
+
+    def distances_with(self, merged: Tensor) -> dict[str, float] | None:
+        """Return the distances, that of the merged model's own logits in place of its candidate."""
+        if self.trained is None:
+            return None
+        found: dict[str, float] = {**self.distances}
+        found[self.candidate.precision] = _distance(merged, self.trained)
+        return found
 
 
 def build_candidate(
-    job: MergeJob, precision: Precision, quantization: Quantization | None = None
+    job: MergeJob, precision: BasePrecision, quantization: Quantization | None = None
 ) -> Candidate:
     """Put the adapters on the base, one after another.
 
@@ -89,7 +100,7 @@ def choose(job: MergeJob, ids: Tensor) -> Choice:
     """Build what was asked for; where training quantised the base, measure both precisions."""
     if job.quantization is None or len(job.adapters) > 1:
         candidate = build_candidate(job, ORIGINAL)
-        return Choice(candidate, candidate.logits(ids), None)
+        return Choice(candidate, candidate.logits(ids), {})
     candidates = [
         build_candidate(job, precision, job.quantization) for precision in (ORIGINAL, DEQUANTIZED)
     ]
@@ -98,7 +109,7 @@ def choose(job: MergeJob, ids: Tensor) -> Choice:
     distances: dict[str, float] = {p: _distance(found, trained) for p, found in logits.items()}
     closest = min(candidates, key=lambda candidate: distances[candidate.precision])
     chosen = next((c for c in candidates if c.precision == job.precision), closest)
-    return Choice(chosen, logits[chosen.precision], distances)
+    return Choice(chosen, logits[chosen.precision], distances, trained)
 
 
 def _distance(one: Tensor, other: Tensor) -> float:

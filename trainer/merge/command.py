@@ -8,14 +8,15 @@ from typing import Any, get_args
 import click
 import torch
 
+from trainer.config_schema import BasePrecision
 from trainer.errors import ConfigError
 from trainer.hub import check_push, push_folder
 from trainer.merge.job import MergeOptions
 from trainer.merge.merging import merge_adapter
 from trainer.merge.quantized import Kind, Quantization
-from trainer.merge.report import ORIGINAL, MergeReport, Precision
+from trainer.merge.report import ORIGINAL, MergeReport
 from trainer.requirements import check_requirements
-from trainer.trained_model import find_adapter
+from trainer.trained_model import find_adapter, settings_of_run
 
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
@@ -31,9 +32,8 @@ _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float
 @click.option(
     "--base-precision",
     "precision",
-    type=click.Choice(get_args(Precision)),
-    default=ORIGINAL,
-    help="For an adapter trained on a quantised base.",
+    type=click.Choice(get_args(BasePrecision)),
+    help="For an adapter trained on a quantised base. Default: as its run says, else original.",
 )
 @click.option(
     "--quantization",
@@ -44,7 +44,7 @@ _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float
 @click.option(
     "--dtype",
     type=click.Choice(tuple(_DTYPES)),
-    help="Type of the merged weights. Default: that of the base.",
+    help="Type of the merged weights. Default: as its run says, else that of the base.",
 )
 @click.option("--ignore-requirements", is_flag=True, help="Merge although merge.require says no.")
 @click.option("--replace", is_flag=True, help="Replace an earlier merge at the output.")
@@ -60,6 +60,7 @@ def command(
     targets: tuple[str, ...],
     output: Path | None,
     kind: Kind | None,
+    precision: BasePrecision | None,
     dtype: str | None,
     ignore_requirements: bool,
     repository: str | None,
@@ -81,14 +82,16 @@ def command(
     }
     if repository:
         check_push(repository, private=private)
+    settings = settings_of_run(found[0][0]).get("merge") or {} if len(found) == 1 else {}
     output = output or found[0][1]
     report = merge_adapter(
         [adapter for adapter, _ in found],
         output,
         MergeOptions(
             **options,
+            precision=precision or settings.get("base_precision") or ORIGINAL,
             quantization=Quantization(kind) if kind else None,
-            dtype=_DTYPES[dtype] if dtype else None,
+            dtype=_DTYPES.get(dtype or settings.get("dtype", "auto")),
             requirements=requirements,
         ),
     )

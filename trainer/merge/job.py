@@ -13,12 +13,13 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, PreTrainedConfig
 
 from trainer.base_identity import base_digest
+from trainer.config_schema import BasePrecision
 from trainer.errors import ConfigError
 from trainer.merge.adapter import Adapter, open_adapter
 from trainer.merge.meta_model import compute_dtype
 from trainer.merge.naming import listed
 from trainer.merge.quantized import Quantization
-from trainer.merge.report import ORIGINAL, Precision
+from trainer.merge.report import ORIGINAL
 from trainer.merge.weight_files import WeightFile, open_weights, written_type
 from trainer.model_card.base import LEGAL_FILES, published_name
 from trainer.model_source import RECORDED_BASE, check_model_folder, explaining_load
@@ -39,7 +40,7 @@ class MergeOptions:
     """Instead of the one the first adapter names."""
     trust_remote_code: bool = False
     """Run the model's own code; a run that was told to may without it."""
-    precision: Precision = ORIGINAL
+    precision: BasePrecision = ORIGINAL
     quantization: Quantization | None = None
     """How training stored the base, where no run tells."""
     dtype: torch.dtype | None = None
@@ -66,7 +67,7 @@ class MergeJob:
     files: tuple[WeightFile, ...]
     index: Path | None
     base_digest: str
-    precision: Precision
+    precision: BasePrecision
     """As asked for."""
     quantization: Quantization | None
     """How training stored the base, where that is known."""
@@ -166,12 +167,12 @@ def find_job(folders: Sequence[Path], options: MergeOptions) -> MergeJob:
 
 
 def _check_precision(
-    adapters: Sequence[Adapter], precision: Precision, quantization: Quantization | None
+    adapters: Sequence[Adapter], precision: BasePrecision, quantization: Quantization | None
 ) -> None:
-    if quantization is None:
+    if quantization is None and not adapters[0].has_run:
         raise ConfigError(
             f"--base-precision {precision}: how training stored the base of "
-            f"{adapters[0].folder} is not known, or it was not quantised",
+            f"{adapters[0].folder} is not known",
             rule="dequantised weights are those an adapter was trained on in 4 or 8 bits",
             fix="leave --base-precision out, or say how with --quantization nf4, fp4 or int8",
         )

@@ -8,16 +8,15 @@ import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from trainer.config_schema import BasePrecision
 
 FILE_NAME = "merge.json"
 _NOT_COUNTED = (FILE_NAME, "README.md", "progress.json")
 """The model card may be edited."""
-Precision = Literal["original", "dequantized", "auto"]
-"""What the adapter is added to: the base as it is stored, what its quantised form reads as, or the
-closer of the two to what was trained."""
-ORIGINAL: Precision = "original"
-DEQUANTIZED: Precision = "dequantized"
+ORIGINAL: BasePrecision = "original"
+DEQUANTIZED: BasePrecision = "dequantized"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +38,13 @@ class MergeReport:
     """"streamed", or "in memory: " and the reason."""
     identity: dict[str, str]
     """What must be the same for two merges to give the same weights."""
-    base_precision: Precision
+    base_precision: BasePrecision
     """What was merged into; never auto."""
     quantization: str | None = None
     """How training stored the base."""
     distances: dict[str, float] | None = None
-    """By base precision, how far base + adapter is from the adapter on the quantised base it was
-    trained on: root mean square of the differences of logits."""
+    """By base precision, how far logits are from those of the adapter on the quantised base it was
+    trained on, as root mean square: of this model, and of base + adapter in the other precision."""
     requirements: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Of merge.require: what was asked for and what was measured."""
     notes: tuple[str, ...] = ()

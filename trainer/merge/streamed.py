@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from trainer.config_schema import BasePrecision
 from trainer.merge.candidate import choose
 from trainer.merge.edits import Edit
 from trainer.merge.job import MergeJob
@@ -23,7 +24,7 @@ from trainer.merge.proofs import (
     sample_ids,
     sample_logits,
 )
-from trainer.merge.report import ORIGINAL, Precision
+from trainer.merge.report import ORIGINAL
 from trainer.merge.shards import write_index, write_shard
 from trainer.merge.streamed_weights import StreamedWeights
 from trainer.merge.weight_files import Place, WeightFile, open_weights, written_type
@@ -37,7 +38,7 @@ class Outcome:
     max_logit_difference: float
     max_logit: float
     notes: tuple[str, ...]
-    base_precision: Precision = ORIGINAL
+    base_precision: BasePrecision = ORIGINAL
     distances: dict[str, float] | None = None
 
 
@@ -79,7 +80,7 @@ class StreamedMerge:
             max_logit=largest,
             notes=notes,
             base_precision=choice.candidate.precision,
-            distances=choice.distances,
+            distances=choice.distances_with(found),
         )
 
     def _check_changes(
