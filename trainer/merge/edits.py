@@ -128,13 +128,20 @@ class LowRank(Edit):
 
     def _open(self) -> Rows:
         a, b, base = _widened(self.a.read()), _widened(self.b.read()), self.target.open()
+        total, delta = torch.empty(0), torch.empty(0)
 
         def rows(start: int, stop: int) -> Tensor:
+            nonlocal total, delta
+            before = base(start, stop)
+            shape = before.shape
+            if total.shape != shape:
+                total = torch.empty(shape, dtype=torch.promote_types(before.dtype, a.dtype))
+                delta = torch.empty(shape[::-1] if self.is_transposed else shape, dtype=a.dtype)
             if self.is_transposed:
-                delta = (b @ a[:, start:stop]).T.mul_(self.scaling)
-            else:
-                delta = (b[start:stop] @ a).mul_(self.scaling)
-            return _widened(base(start, stop)) + delta
+                torch.mm(b, a[:, start:stop], out=delta)
+                return torch.add(before, delta.T.mul_(self.scaling), out=total)
+            torch.mm(b[start:stop], a, out=delta)
+            return torch.add(before, delta.mul_(self.scaling), out=total)
 
         return rows
 

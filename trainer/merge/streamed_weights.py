@@ -97,7 +97,8 @@ class StreamedWeights(TorchFunctionMode):
             return functional.embedding(ids, self._loaded(weight), **options)
         needed, places = torch.unique(ids, return_inverse=True)
         rows = stored.open()
-        return torch.cat([rows(row, row + 1) for row in needed.tolist()]).to(weight.dtype)[places]
+        found = torch.cat([rows(row, row + 1).clone() for row in needed.tolist()])
+        return found.to(weight.dtype)[places]
 
     def _loaded(self, value: Any) -> Any:
         if not isinstance(value, nn.Parameter) or id(value) not in self.values:

@@ -88,8 +88,23 @@ class StoredTensor:
         return data.view(self.dtype).reshape(shape)
 
     def open(self) -> Rows:
-        """Prepare to read many blocks; what a read has to work out first is worked out once."""
-        return self.read
+        """Prepare to read many blocks; what a read has to work out first is worked out once.
+
+        Rows are good until the next are asked for: they lie in one place, as new memory for each
+        block costs more than reading it.
+        """
+        buffer = torch.empty(0, dtype=torch.uint8)
+
+        def rows(start: int, stop: int) -> Tensor:
+            nonlocal buffer
+            size = (stop - start) * self.row_bytes
+            if len(buffer) < size:
+                buffer = torch.empty(size, dtype=torch.uint8)
+            data = buffer[:size]
+            read_into(data, self.path, self.offset + start * self.row_bytes)
+            return data.view(self.dtype).reshape(stop - start, *self.shape[1:])
+
+        return rows
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Yield the row ranges to work on one after another."""
@@ -115,6 +130,12 @@ class WeightFile:
 def read_bytes(path: Path, offset: int, size: int) -> Tensor:
     """Read `size` bytes at `offset`. Raises: ConfigError when the file ends before."""
     data = torch.empty(size, dtype=torch.uint8)
+    read_into(data, path, offset)
+    return data
+
+
+def read_into(data: Tensor, path: Path, offset: int) -> None:
+    """Fill `data` with the bytes at `offset`. Raises: ConfigError when the file ends before."""
     view = data.numpy().data
     with path.open("rb", buffering=0) as file:
         file.seek(offset)
@@ -124,7 +145,6 @@ def read_bytes(path: Path, offset: int, size: int) -> Tensor:
             if not read:
                 raise _unreadable(path, f"it ends at byte {offset + done}")
             done += read
-    return data
 
 
 def uint8_view(tensor: Tensor) -> Tensor:
