@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from trainer.interruption import stop_if_requested
 
@@ -23,11 +30,11 @@ class MergeProgress:
 
         That function also is where a request to stop is heeded.
         """
+        known = (DownloadColumn(binary_units=True), TimeRemainingColumn(compact=True))
         bar = Progress(
             TextColumn(what),
             BarColumn(),
-            DownloadColumn(binary_units=True),
-            TimeRemainingColumn(compact=True),
+            *(known if total else (TimeElapsedColumn(),)),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
