@@ -33,6 +33,7 @@ from trainer.checkpoints.folder import (
     write_latest,
 )
 from trainer.checkpoints.manifest import find_problem, is_damaged, write_manifest
+from trainer.durable import sync
 from trainer.errors import EnvironmentProblem
 
 _LEFTOVER = re.compile(
@@ -60,7 +61,7 @@ def begin(folder: Path, step: int) -> Path:
     with explaining_writes(folder):
         temporary.mkdir(parents=True)
         if is_new:
-            _sync_folder(folder.parent)
+            sync(folder.parent)
     return temporary
 
 
@@ -85,7 +86,7 @@ def commit(temporary: Path, folder: Path, step: int) -> Checkpoint:
             _give_usual_permissions(temporary)
             _sync_tree(temporary)
             _publish(temporary, checkpoint.path, replaced)
-            _sync_folder(folder)
+            sync(folder)
     except BaseException:
         discard(temporary)
         raise
@@ -252,25 +253,5 @@ def _delete(path: Path) -> str | None:
 
 def _sync_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
-        if path.is_dir():
-            _sync_folder(path)
-        else:
-            _sync(path)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    try:
-        _sync(folder)
-    except OSError as error:
-        # Not every network file system can. Source: fsync(2), EINVAL.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    sync(folder)

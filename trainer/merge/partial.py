@@ -19,6 +19,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from trainer.durable import sync
 from trainer.errors import ConfigError, EnvironmentProblem, Interrupted
 
 _PROGRESS = "progress.json"
@@ -126,19 +127,6 @@ def explaining_writes(output: Path) -> Iterator[None]:
             rule="the merged model is written beside its place and appears by rename",
             fix="free space, or let this user write there, or choose another --output",
         ) from error
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on disk. Raises: OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Folders cannot be synced on every network file system. Source: fsync(2), EINVAL.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -17,11 +17,11 @@ from trainer.merge.edits import Edit, Unchanged
 from trainer.merge.weight_files import (
     StoredTensor,
     WeightFile,
-    make_header,
     read_bytes,
     uint8_view,
     written_type,
 )
+from trainer.safetensors_file import make_header
 
 Advance = Callable[[int], None]
 """Takes the number of bytes done."""
@@ -44,7 +44,9 @@ def write_shard(
     copied by the kernel where it can, without passing through this process.
     Raises: OSError, TrainingFailed for merged weights that are not finite.
     """
-    header = source.header if dtype is None else make_header(source.tensors, dtype)
+    header = source.header
+    if dtype is not None:
+        header = make_header((t.name, written_type(t, dtype), t.shape) for t in source.tensors)
     with (
         source.path.open("rb", buffering=0) as reader,
         target.open("wb", buffering=0) as writer,

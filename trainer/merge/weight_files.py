@@ -12,7 +12,7 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,24 +23,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from trainer.errors import ConfigError
+from trainer.safetensors_file import DTYPES, LENGTH_BYTES, make_header
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_LENGTH_BYTES = 8
-_ALIGNMENT = 8
 _LONGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses longer ones
 _BLOCK_VALUES = 2**21  # 8 MiB in float32, the type of the arithmetic; 32 took twice the time
 
@@ -161,12 +145,12 @@ def _open_safetensors(path: Path) -> WeightFile:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            start = file.read(_LENGTH_BYTES)
+            start = file.read(LENGTH_BYTES)
             length = int.from_bytes(start, "little")
-            if len(start) < _LENGTH_BYTES or length > min(size, _LONGEST_HEADER):
+            if len(start) < LENGTH_BYTES or length > min(size, _LONGEST_HEADER):
                 raise _unreadable(path, f"{size} bytes are no whole header")
             text = file.read(length)
-        first = _LENGTH_BYTES + length
+        first = LENGTH_BYTES + length
         entries: dict[str, Any] = json.loads(text)
         entries.pop("__metadata__", None)
         tensors = sorted(
@@ -189,7 +173,7 @@ def _open_safetensors(path: Path) -> WeightFile:
 
 def _to_stored(path: Path, name: str, entry: dict[str, Any], first: int) -> StoredTensor:
     begin, end = entry["data_offsets"]
-    dtype, shape = _DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
+    dtype, shape = DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
     stored = StoredTensor(path, name, dtype, shape, first + begin)
     if stored.num_bytes != end - begin:
         raise ValueError(f"{name} has {end - begin} bytes, its shape needs {stored.num_bytes}")
@@ -207,7 +191,7 @@ def _open_torch(path: Path) -> WeightFile:
     size = os.stat(path).st_size  # noqa: PTH116
     for name, tensor in content.items():
         begin = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
-        if begin is None or not tensor.is_contiguous() or tensor.dtype not in _NAMES:
+        if begin is None or not tensor.is_contiguous() or tensor.dtype not in DTYPES.values():
             raise _unreadable(path, f"{name} is not stored plainly", "save the base as safetensors")
         place = begin + tensor.storage_offset() * tensor.element_size()
         stored = StoredTensor(path, name, tensor.dtype, tuple(tensor.shape), place)
@@ -216,29 +200,13 @@ def _open_torch(path: Path) -> WeightFile:
         # Tied weights are one storage under two names; safetensors keep one of them.
         tensors.setdefault((place, stored.shape), stored)
     found = tuple(tensors.values())
-    return WeightFile(path, make_header(found), found)
+    header = make_header((tensor.name, tensor.dtype, tensor.shape) for tensor in found)
+    return WeightFile(path, header, found)
 
 
 def written_type(tensor: StoredTensor, dtype: torch.dtype | None) -> torch.dtype:
     """Return the type a tensor has in a file whose floating-point tensors are of `dtype`."""
     return dtype if dtype is not None and tensor.dtype.is_floating_point else tensor.dtype
-
-
-def make_header(tensors: Sequence[StoredTensor], dtype: torch.dtype | None = None) -> bytes:
-    """Return the first bytes of a safetensors file that holds these tensors in this order."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in tensors:
-        kind = written_type(tensor, dtype)
-        begin, end = end, end + tensor.num_bytes // tensor.dtype.itemsize * kind.itemsize
-        header[tensor.name] = {
-            "dtype": _NAMES[kind],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
 def _unreadable(path: Path, reason: str, fix: str = "copy or download it again") -> ConfigError:
