@@ -57,9 +57,9 @@ print(json.dumps({{"peak": peak_memory_bytes(), "seconds": seconds}}))
 """
 LIBRARIES = "import torch, transformers, peft\nfrom transformers import AutoModelForCausalLM"
 WAYS = {
-    "imports": (f"{LIBRARIES}\nfrom trainer.merge import merge_adapter", "pass"),
+    "imports": (f"{LIBRARIES}\nfrom trainer.merge.merging import merge_adapter", "pass"),
     "this project": (
-        "from pathlib import Path\nfrom trainer.merge import merge_adapter",
+        "from pathlib import Path\nfrom trainer.merge.merging import merge_adapter",
         "report = merge_adapter(Path(adapter), Path(output))\nassert report.how == 'streamed'",
     ),
     "PEFT": (
@@ -68,7 +68,7 @@ WAYS = {
         "model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()\n"
         "model.save_pretrained(output)",
     ),
-    "copy": ("import shutil, trainer.merge", "shutil.copytree(base, output)"),
+    "copy": ("import shutil, trainer.merge.merging", "shutil.copytree(base, output)"),
 }
 
 

@@ -45,7 +45,7 @@ class RunResults:
                 if before is None
                 else f"{split} loss {before:.4f} before, {loss:.4f} after"
             )
-        for name in ("adapter", "model", "merged"):
+        for name in ("adapter", "model"):
             folder = directory.path / name
             if folder.is_dir():
                 lines.append(f"saved {name}: {folder}")

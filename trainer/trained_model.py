@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import ConfigError
+from trainer.adapter_identity import ADAPTER_CONFIG, adapter_digest
+from trainer.errors import ConfigError, EnvironmentProblem
 from trainer.model_source import looks_like_path
 from trainer.run_directory import RunDirectory
 
-_ADAPTER_CONFIG = "adapter_config.json"
 _DEEPEST_IN_RUN = 2  # RUN/checkpoints/step-N
 
 
@@ -57,13 +57,13 @@ def _find(target: str) -> TrainedModel:
             )
         return TrainedModel(target, target)
     if not is_run(folder):
-        if (folder / _ADAPTER_CONFIG).is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
             return _on_its_base(target, folder)
         return TrainedModel(target, str(folder))
     run = RunDirectory(folder)
-    if (run.merged / "config.json").is_file():
+    if (run.merged / "config.json").is_file() and _is_of_this_adapter(run):
         return TrainedModel(target, str(run.merged))
-    if (run.adapter / _ADAPTER_CONFIG).is_file():
+    if (run.adapter / ADAPTER_CONFIG).is_file():
         return _on_its_base(target, run.adapter)
     if (run.model / "config.json").is_file():
         return TrainedModel(target, str(run.model))
@@ -74,16 +74,26 @@ def _find(target: str) -> TrainedModel:
     )
 
 
+def _is_of_this_adapter(run: RunDirectory) -> bool:
+    """Whether merged/ has not been overtaken by an adapter that was trained, and not merged."""
+    try:
+        merged = json.loads((run.merged / "merge.json").read_text("utf-8"))["identity"]["adapters"]
+        description = read_adapter_config(run.adapter)
+    except (OSError, ValueError, KeyError, TypeError):
+        return True  # nothing is known of it
+    return bool(merged == adapter_digest(run.adapter, description))
+
+
 def find_adapter(target: str) -> tuple[Path, Path]:
     """Find the adapter to merge, and where the merged model goes by default.
 
     Raises: ConfigError when there is no adapter, or nothing to merge.
     """
     folder = Path(target).expanduser()
-    if (folder / _ADAPTER_CONFIG).is_file():
-        return folder, RunDirectory(folder.parent).merged
+    if (folder / ADAPTER_CONFIG).is_file():
+        return folder, _place_beside(folder)
     run = RunDirectory(folder)
-    if (run.adapter / _ADAPTER_CONFIG).is_file():
+    if (run.adapter / ADAPTER_CONFIG).is_file():
         return run.adapter, run.merged
     if (run.model / "config.json").is_file() or (folder / "config.json").is_file():
         whole = run.model if run.model.is_dir() else folder
@@ -100,16 +110,33 @@ def find_adapter(target: str) -> tuple[Path, Path]:
     )
 
 
+def _place_beside(adapter: Path) -> Path:
+    """Return where the merge of an adapter folder goes; merged/ of a run is that of its result."""
+    run = find_run(adapter)
+    if run is None or adapter.resolve() == run.adapter.resolve():
+        return RunDirectory(adapter.parent).merged
+    return run.path / f"merged-{adapter.resolve().name}"
+
+
 def read_adapter_config(adapter: Path) -> dict[str, Any]:
     """Read PEFT's description of an adapter.
 
-    Raises: ConfigError when it is not JSON or names no base model.
+    Raises: ConfigError when it is not a JSON object; EnvironmentProblem when it cannot be read.
     """
+    path = adapter / ADAPTER_CONFIG
     try:
-        values: dict[str, Any] = json.loads((adapter / _ADAPTER_CONFIG).read_text("utf-8"))
+        values = json.loads(path.read_text("utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it is no object")
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{path} cannot be read: {error.strerror}",
+            rule="an adapter folder is one this user may read",
+            fix="change its permissions",
+        ) from error
     except ValueError as error:
         raise ConfigError(
-            f"{adapter / _ADAPTER_CONFIG} is not JSON: {error}",
+            f"{path} is not JSON: {error}",
             rule="an adapter folder is as save_pretrained wrote it",
             fix="copy it again from where it was trained",
         ) from error

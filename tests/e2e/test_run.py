@@ -253,10 +253,18 @@ def test_a_diverging_run_says_so(base: Path, tmp_path: Path) -> None:
 def test_adapters_train_on_a_quantised_base(quantization: str, tmp_path: Path) -> None:
     wide = make_model_folder(tmp_path / "wide", hidden_size=64, intermediate_size=128)
     config = write_config(
-        tmp_path / "run.json", wide, tmp_path / "out", model={"quantization": quantization}
+        tmp_path / "run.json",
+        wide,
+        tmp_path / "out",
+        model={"quantization": quantization},
+        merge={"after_training": True, "base_precision": "auto"},
     )
     trained = rankzero("train", config)
     assert trained.returncode == 0, trained.stderr
+    merged = read_json(tmp_path / "out" / "merged" / "merge.json")
+    assert merged["quantization"] == quantization
+    assert merged["base_precision"] == "dequantized"
+    assert merged["distances"]["dequantized"] < merged["distances"]["original"]
     summary = read_json(tmp_path / "out" / "summary.json")
     assert summary["after"]["test"] < summary["before"]["test"]
     # Measured again on a base quantised afresh.

@@ -17,8 +17,8 @@ from tests.tiny import CHATML, make_model_folder, make_tokenizer
 from tests.unit.test_merge import make_adapter
 from trainer.entry import run_entry
 from trainer.errors import ConfigError
-from trainer.generation import Answer, Speaker, _end_tokens, _learned, main, show
-from trainer.merge import merge_adapter
+from trainer.generation import Answer, Speaker, _end_tokens, _learned, load_speaker, main, show
+from trainer.merge.merging import merge_adapter
 from trainer.trained_model import find_trained_model
 
 SYSTEM = "You answer briefly."
@@ -46,14 +46,18 @@ def test_json_of_a_run_and_its_base(run: Path, capsys: pytest.CaptureFixture[str
     assert rows == answers(capsys, str(run), base, "--prompt", "Hello")
 
 
-def test_merged_answers_like_base_and_adapter(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_merged_answers_twenty_prompts_as_base_and_adapter_do(run: Path, tmp_path: Path) -> None:
     merge_adapter(run / "adapter", tmp_path / "merged")
-    unmerged, merged = answers(
-        capsys, str(run / "adapter"), str(tmp_path / "merged"), "--prompt", "Hello"
-    )
-    assert (unmerged["answer"], unmerged["num_tokens"]) == (merged["answer"], merged["num_tokens"])
+    models = [find_trained_model(str(place)) for place in (run / "adapter", tmp_path / "merged")]
+    speakers = [load_speaker(model, None, torch.device("cpu"), "fp32") for model in models]
+    given = set()
+    for number in range(20):
+        for speaker in speakers:
+            speaker.forget()
+        unmerged, merged = (speaker.answer(f"Question {number}?", 8) for speaker in speakers)
+        assert (unmerged.answer, unmerged.num_tokens) == (merged.answer, merged.num_tokens)
+        given.add(merged.answer)
+    assert len(given) > 5
 
 
 def test_what_a_run_is_loaded_from(tmp_path: Path) -> None:

@@ -20,7 +20,10 @@ from tests.unit.test_model_training import BATCH, CPU, logits, make_config, trai
 from trainer.entry import run_entry
 from trainer.errors import ConfigError, EnvironmentProblem, Interrupted, TrainingFailed
 from trainer.generation import main as generation_main
-from trainer.merge import MergeOptions, main, merge_adapter, shards, streamed
+from trainer.merge import shards, streamed
+from trainer.merge.command import main
+from trainer.merge.job import MergeOptions
+from trainer.merge.merging import merge_adapter
 from trainer.merge.proofs import check_changes
 from trainer.model import build_model
 

@@ -25,7 +25,10 @@ from tests.unit.test_merge_streamed import (
 )
 from trainer.entry import run_entry
 from trainer.errors import ConfigError, EnvironmentProblem, TrainingFailed
-from trainer.merge import MergeOptions, candidate, main, merge_adapter, shards, streamed
+from trainer.merge import candidate, shards, streamed
+from trainer.merge.command import main
+from trainer.merge.job import MergeOptions
+from trainer.merge.merging import merge_adapter
 from trainer.merge.partial import open_partial
 
 # Merges in children of its own, which kill themselves the moment they are to write a given number
@@ -34,7 +37,8 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from trainer.merge import merge_adapter, shards
+from trainer.merge import shards
+from trainer.merge.merging import merge_adapter
 torch.set_num_threads(1)
 adapter, folder, places, seed = sys.argv[1:]
 plain, shards.sys.platform = shards._write, "none"  # so that all bytes pass by here

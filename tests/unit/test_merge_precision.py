@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from tests.tiny import make_tokenizer
 from tests.unit.test_merge_streamed import check_same, load, make_adapter, make_base, merged_by_peft
 from trainer.entry import run_entry
-from trainer.errors import ConfigError
-from trainer.merge import MergeOptions, main, merge_adapter
+from trainer.errors import ConfigError, EnvironmentProblem
+from trainer.merge.command import main
+from trainer.merge.job import MergeOptions
+from trainer.merge.merging import merge_adapter
 from trainer.merge.proofs import sample_ids, sample_logits
 from trainer.merge.quantized import Quantization
 
@@ -169,6 +171,74 @@ def test_an_earlier_merge_is_replaced_when_asked_for(
     AutoModelForCausalLM.from_pretrained(base).save_pretrained(foreign)
     with pytest.raises(ConfigError, match="exists"):
         merge_adapter(other, foreign, MergeOptions(replace=True))
+    (output / "mine.gguf").write_text("mine")
+    with pytest.raises(ConfigError, match=r"more than a merge: mine\.gguf"):
+        merge_adapter(adapter, output, MergeOptions(replace=True))
+    assert (output / "mine.gguf").read_text() == "mine"
+    check_same(output, merged_by_peft(base, other))
+
+
+def test_a_replacement_that_fails_or_is_killed_leaves_the_earlier_merge(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, output = tmp_path / "disk" / "m", tmp_path / "link"
+    disk.parent.mkdir()
+    output.symlink_to(disk)
+    merge_adapter(adapter, output)
+    other = make_adapter(tmp_path / "other", base, r=2)
+    plain = Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if path.name == ".m.partial":
+            raise OSError(5, "Input/output error")
+        return plain(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(EnvironmentProblem, match="Input/output"):
+        patch.setattr(Path, "rename", failing)
+        merge_adapter(other, output, MergeOptions(replace=True))
+    check_same(output, merged_by_peft(base, adapter))
+    disk.rename(tmp_path / "disk" / ".m.replaced")  # as a kill between the two would leave it
+    merge_adapter(other, output, MergeOptions(replace=True))
+    check_same(output, merged_by_peft(base, other))
+    assert output.is_symlink()
+    assert [path.name for path in disk.parent.iterdir()] == ["m"]
+
+
+def test_what_is_merged_is_never_written_over(base: Path, adapter: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    merge_adapter(adapter, first)
+    second = make_adapter(tmp_path / "second", first)
+    for options in (MergeOptions(base=str(first), replace=True), MergeOptions(replace=True)):
+        with pytest.raises(ConfigError, match="holds what is to be merged"):
+            merge_adapter(second, first, options)
+    with pytest.raises(ConfigError, match="given twice"):
+        merge_adapter([adapter, adapter], tmp_path / "out")
+    check_same(first, merged_by_peft(base, adapter))
+
+
+def test_another_request_is_another_merge(base: Path, adapter: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    merge_adapter(
+        adapter, output, MergeOptions(precision="dequantized", quantization=Quantization("nf4"))
+    )
+    others = (
+        MergeOptions(precision="dequantized", quantization=Quantization("fp4")),
+        MergeOptions(precision="dequantized", quantization=Quantization("nf4", is_double=False)),
+        MergeOptions(dtype=torch.float16),
+    )
+    for other in others:
+        with pytest.raises(ConfigError, match="another merge"):
+            merge_adapter(adapter, output, other)
+
+
+def test_only_lora_is_merged(adapter: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(adapter, tmp_path / "adapter")
+    description = json.loads((copy / "adapter_config.json").read_text())
+    for changed in ({"peft_type": "IA3"}, {"r": "4"}, {"rank_pattern": "x"}, {"bias": 1}):
+        (copy / "adapter_config.json").write_text(json.dumps(description | changed))
+        assert run_entry(main, [str(copy)]) == 2
+    (copy / "adapter_config.json").write_text("[]")
+    assert run_entry(main, [str(copy)]) == 2
 
 
 def test_a_base_that_is_not_the_one_of_the_run(

@@ -17,7 +17,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.tiny import make_tokenizer
-from trainer.merge import MergeOptions, MergeReport, merge_adapter, weight_files
+from trainer.merge import weight_files
+from trainer.merge.job import MergeOptions
+from trainer.merge.merging import merge_adapter
+from trainer.merge.report import MergeReport
 
 SIZES = {
     "hidden_size": 32,

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from tests.commands import EXAMPLE_DATA, read_json, read_metrics, write_config
 from tests.commands import run as run_python
 from tests.tiny import make_model_folder
-from trainer.merge import merge_adapter
+from trainer.merge.merging import merge_adapter
 from trainer.model_card import write_model_card
 
 REQUIREMENTS = {

@@ -1,17 +1,14 @@
 """Merging an adapter into its base model, from file to file.
 
+merging           the whole of it
 job               what is merged with what: files, digests
 meta_model        the model without weights, and where each weight lies
-adapted           the adapter on it; the edits a merge consists of
+adapter, adapted  the adapter's files; the adapter on the model, and the edits that follow
+candidate         the base in one precision with the adapters on it, and which one to take
+quantized         the base as training read it in 4 or 8 bits
 edits, shards     the arithmetic, and the files it is written into
 proofs            only the targets changed; logits as with the adapter, by streamed_weights
-partial, report   the folder being written, and what merge.json says
+output, partial   the place of the result, and the folder being written
+report            what merge.json says
 in_memory         PEFT's own merge, for what cannot be streamed
 """
-
-from trainer.merge.command import main
-from trainer.merge.job import MergeOptions
-from trainer.merge.merging import merge_adapter
-from trainer.merge.report import MergeReport
-
-__all__ = ["MergeOptions", "MergeReport", "main", "merge_adapter"]

@@ -5,7 +5,14 @@ from __future__ import annotations
 import sys
 
 from trainer.entry import run_entry
-from trainer.merge import main
+
+
+def main(argv: list[str]) -> None:
+    """Run the command; what it imports takes seconds, and may be stopped as well."""
+    from trainer.merge.command import main as command
+
+    command(argv)
+
 
 if __name__ == "__main__":
     sys.exit(run_entry(main))

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from trainer.adapter_identity import ADAPTER_WEIGHTS, adapter_digest
 from trainer.checkpoints.contract import FILE_NAME as CONTRACT
-from trainer.errors import TrainingFailed
+from trainer.errors import ConfigError, TrainingFailed
 from trainer.merge.naming import listed
 from trainer.merge.quantized import Kind, Quantization
 from trainer.merge.weight_files import WeightFile, open_weights
 from trainer.trained_model import find_run, read_adapter_config, settings_of_run
 
-_WEIGHTS = "adapter_model.safetensors"
-_TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "*.jinja")
-_FILES = ("adapter_config.json", _WEIGHTS, *_TOKENIZER_FILES)
-_BLOCK_BYTES = 2**22
+_TYPES: dict[tuple[str, ...], tuple[type, ...]] = {
+    ("r",): (int,),
+    ("lora_alpha",): (int, float),
+    ("bias", "base_model_name_or_path", "revision"): (str,),
+    ("rank_pattern", "alpha_pattern"): (dict,),
+    ("target_modules", "modules_to_save"): (str, list),
+}
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,14 @@ def open_adapter(folder: Path) -> Adapter:
     Raises: ConfigError, TrainingFailed for weights that are not finite.
     """
     description = read_adapter_config(folder)
-    weights = open_weights(folder / _WEIGHTS)
+    _check_kind(folder, description)
+    weights = open_weights(folder / ADAPTER_WEIGHTS)
     _check_finite(weights)
     return Adapter(
         folder=folder,
         description=description,
         weights=weights,
-        digest=_digest(folder, description),
+        digest=adapter_digest(folder, description),
         trained_on=_trained_on(folder),
         has_run=find_run(folder) is not None,
         quantization=_quantization(folder),
@@ -71,34 +75,44 @@ def _check_finite(weights: WeightFile) -> None:
         )
 
 
-def _digest(folder: Path, description: dict[str, Any]) -> str:
-    """Hash the weights, the description without the base's place, and the tokenizer beside it."""
-    digest = hashlib.sha256()
-    for path in sorted({file for kind in _FILES for file in folder.glob(kind)}):
-        digest.update(path.name.encode() + b"\0")
-        if path.name == "adapter_config.json":
-            places = ("base_model_name_or_path", "revision")
-            kept = {key: value for key, value in description.items() if key not in places}
-            digest.update(json.dumps(kept, sort_keys=True).encode())
-            continue
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK_BYTES):
-                digest.update(block)
-    return digest.hexdigest()
+def _check_kind(folder: Path, description: dict[str, Any]) -> None:
+    """Raises: ConfigError for an adapter that is no LoRA adapter, or says impossible things."""
+    kind = description.get("peft_type")
+    if kind != "LORA" or description.get("alora_invocation_tokens"):
+        raise ConfigError(
+            f"{folder} is an adapter of kind {kind}",
+            rule="LoRA adapters are merged, rsLoRA and DoRA among them",
+            fix="use it beside its base with PEFT",
+        )
+    for names, types in _TYPES.items():
+        for name in names:
+            value = description.get(name)
+            if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
+                raise ConfigError(
+                    f"{folder}: {name} is {value!r} in adapter_config.json",
+                    rule="an adapter folder is as save_pretrained wrote it",
+                    fix="copy it again from where it was trained",
+                )
 
 
 def _trained_on(folder: Path) -> str | None:
     """A checkpoint carries its contract; adapter/ is in the folder that holds it."""
     for place in (folder, folder.parent):
         if (place / CONTRACT).is_file():
-            contract: dict[str, Any] = json.loads((place / CONTRACT).read_text(encoding="utf-8"))
-            base: dict[str, str | None] = contract.get("base_model") or {}
-            return base.get("digest")
+            try:
+                digest: str | None = json.loads((place / CONTRACT).read_text(encoding="utf-8"))[
+                    "base_model"
+                ]["digest"]
+            except (ValueError, KeyError, TypeError):  # damaged: nothing is known
+                return None
+            return digest
     return None
 
 
 def _quantization(folder: Path) -> Quantization | None:
-    model = settings_of_run(folder).get("model") or {}
+    model = settings_of_run(folder).get("model")
+    if not isinstance(model, dict):
+        return None
     kind: Kind = model.get("quantization", "none")
     if kind not in get_args(Kind):
         return None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.config_schema import BasePrecision
+from trainer.errors import ConfigError
 from trainer.merge.adapted import AdaptedModel, attach
 from trainer.merge.edits import Edit
 from trainer.merge.job import MergeJob
@@ -37,6 +38,13 @@ class Candidate:
 
         Raises: NotStreamable for a model that needs its weights all at once.
         """
+        rows = self.adapted.model.get_input_embeddings().weight.shape[0]
+        if int(ids.max()) >= rows:
+            raise ConfigError(
+                f"the tokenizer gives token {int(ids.max())}, the embedding has {rows} rows",
+                rule="a tokenizer has no more tokens than its model",
+                fix="check that base, adapter and the tokenizer beside it belong together",
+            )
         with weights(self.adapted.values):
             try:
                 return sample_logits(self.adapted.model, ids)

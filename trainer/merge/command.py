@@ -9,7 +9,7 @@ import click
 import torch
 
 from trainer.config_schema import BasePrecision
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, EnvironmentProblem
 from trainer.hub import check_push, push_folder
 from trainer.merge.job import MergeOptions
 from trainer.merge.merging import merge_adapter
@@ -69,6 +69,12 @@ def command(
 ) -> None:
     """Merge the LoRA adapter of each TARGET, a run directory or an adapter folder, in order."""
     found = [find_adapter(target) for target in targets]
+    if private and not repository:
+        raise ConfigError(
+            "--private without --push-to-hub",
+            rule="it says how a repository on the Hub is made",
+            fix="give --push-to-hub OWNER/NAME as well, or leave --private out",
+        )
     if output is None and len(found) > 1:
         raise ConfigError(
             f"{len(found)} adapters and no --output",
@@ -76,8 +82,8 @@ def command(
             fix="say where to write it with --output",
         )
     requirements = {
-        f"{name} of {adapter.parent.name}" if len(found) > 1 else name: outcome
-        for adapter, _ in found
+        f"{name} of adapter {number}" if len(found) > 1 else name: outcome
+        for number, (adapter, _) in enumerate(found, 1)
         for name, outcome in check_requirements(adapter, is_ignored=ignore_requirements).items()
     }
     if repository:
@@ -118,5 +124,16 @@ def summary(report: MergeReport) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Run the command; errors come out as they are."""
+    """Run the command; errors come out as they are. Raises: EnvironmentProblem for permissions."""
+    try:
+        _run(argv)
+    except PermissionError as error:
+        raise EnvironmentProblem(
+            f"{error.filename} cannot be read: {error.strerror}",
+            rule="base and adapter are files this user may read",
+            fix="change their permissions, or run as another user",
+        ) from error
+
+
+def _run(argv: list[str]) -> None:
     command.main(args=argv, prog_name="python -m trainer.merge", standalone_mode=False)

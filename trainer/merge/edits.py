@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.errors import TrainingFailed
+from trainer.errors import ConfigError, RankZeroError, TrainingFailed
 from trainer.merge.weight_files import Rows, StoredTensor
 
 Block = tuple[int, int, Tensor]
@@ -46,15 +46,18 @@ class Edit:
         def rows(start: int, stop: int) -> Tensor:
             merged = compute(start, stop).to(dtype)
             # One pass, and not-a-number comes through; `isfinite().all()` takes several.
-            if not torch.stack(torch.aminmax(merged)).isfinite().all():
-                raise TrainingFailed(
-                    f"the adapter cannot be merged: {target.name} would not be finite",
-                    rule=f"every merged weight is a number that {dtype} can hold",
-                    fix="merge an earlier checkpoint: RUN/checkpoints/step-N",
-                )
+            if merged.numel() and not torch.stack(torch.aminmax(merged)).isfinite().all():
+                raise self._not_finite(dtype)
             return merged
 
         return rows
+
+    def _not_finite(self, dtype: torch.dtype) -> RankZeroError:
+        return TrainingFailed(
+            f"the adapter cannot be merged: {self.target.name} would not be finite",
+            rule=f"every merged weight is a number that {dtype} can hold",
+            fix="merge an earlier checkpoint: RUN/checkpoints/step-N",
+        )
 
     def blocks(self, dtype: torch.dtype | None = None) -> Iterator[Block]:
         """Yield the merged rows. Raises: TrainingFailed when they are not finite."""
@@ -87,6 +90,13 @@ class EditedTensor(StoredTensor):
 @dataclass(frozen=True)
 class Unchanged(Edit):
     """A tensor that is only written in another type."""
+
+    def _not_finite(self, dtype: torch.dtype) -> RankZeroError:
+        return ConfigError(
+            f"--dtype {dtype}: {self.target.name} of the base holds larger numbers",
+            rule="every weight is a number that the type can hold",
+            fix="choose --dtype bfloat16 or float32",
+        )
 
     def _open(self) -> Rows:
         return self.target.open()

@@ -51,15 +51,16 @@ def merge_in_memory(job: MergeJob, folder: Path, tokenizer: PreTrainedTokenizerB
     ids = sample_ids(tokenizer)
     expected = sample_logits(adapted, ids)
     merged = _merged(adapted)
+    names = dict(merged.named_parameters()).keys()
+    if before.keys() != names:
+        raise TrainingFailed(
+            f"the merge changed the model's structure: {listed(before.keys() ^ names)}",
+            rule="a merged model has the base model's parameters; weights that are tied stay so",
+            fix="train with ensure_weight_tying, or check that base and adapter belong together",
+        )
     for name, parameter in merged.named_parameters():
         parameter.data = parameter.data.to(dtypes[name])
     after = _digests(merged)
-    if before.keys() != after.keys():
-        raise TrainingFailed(
-            f"the merge changed the model's structure: {listed(before.keys() ^ after.keys())}",
-            rule="a merged model has the base model's parameters",
-            fix="check that the base model and the adapter belong together",
-        )
     changed = {name for name in before if before[name] != after[name]}
     check_changes(changed, targets, [name for name, must in targets.items() if must])
     difference, largest = check_logits(expected, sample_logits(merged, ids), merged.dtype)

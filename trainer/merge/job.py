@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,13 +82,27 @@ class MergeJob:
         return self.chosen_dtype or compute_dtype(self.config, self.files)
 
     @property
+    def type_name(self) -> str:
+        """That type, as config.json spells it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def identity(self) -> dict[str, str]:
+        """What must be the same for two merges to give the same model."""
         return {
             "base": self.base_digest,
+            "carried": self._carried_digest(),
             "adapters": ",".join(adapter.digest for adapter in self.adapters),
             "precision": self.precision,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "quantization": "" if self.precision == ORIGINAL else str(self.quantization),
+            "dtype": self.type_name if self.chosen_dtype else "as stored",
         }
+
+    def _carried_digest(self) -> str:
+        digest = hashlib.sha256()
+        for file in self.carried_files():
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        return digest.hexdigest()
 
     @property
     def public_name(self) -> str:
@@ -123,6 +138,7 @@ def find_job(folders: Sequence[Path], options: MergeOptions) -> MergeJob:
     """
     base = options.base
     adapters = tuple(open_adapter(folder) for folder in folders)
+    _check_different(adapters)
     first = adapters[0]
     name = base or first.description.get("base_model_name_or_path")
     if not name:
@@ -132,6 +148,8 @@ def find_job(folders: Sequence[Path], options: MergeOptions) -> MergeJob:
             fix="give it with --base",
         )
     quantization = options.quantization or first.quantization
+    if first.quantization and first.quantization.kind == getattr(quantization, "kind", None):
+        quantization = first.quantization  # the run knows more than the kind
     if options.precision != ORIGINAL:
         _check_precision(adapters, options.precision, quantization)
     revision = None if base else first.description.get("revision")
@@ -142,13 +160,17 @@ def find_job(folders: Sequence[Path], options: MergeOptions) -> MergeJob:
     folder = _fetch(name, revision, field)
     with explaining_load(name, revision, field):
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trusted)
-    if hasattr(config, "quantization_config"):
+    paths, index = _weight_paths(folder, name, field)
+    files = tuple(open_weights(path) for path in paths)
+    is_small = any(
+        t.dtype.itemsize == 1 and t.dtype.is_floating_point for f in files for t in f.tensors
+    )
+    if is_small or getattr(config, "quantization_config", None) is not None:
         raise ConfigError(
             f"{field}: the weights of {name} are stored quantised",
             rule="an adapter is merged into 16 or 32-bit weights",
             fix="give the unquantised model with --base",
         )
-    paths, index = _weight_paths(folder, name, field)
     digest = base_digest(str(folder)) or ""
     return MergeJob(
         name=name,
@@ -156,14 +178,35 @@ def find_job(folders: Sequence[Path], options: MergeOptions) -> MergeJob:
         adapters=adapters,
         trusted=trusted,
         config=config,
-        files=tuple(open_weights(path) for path in paths),
+        files=files,
         index=index,
         base_digest=digest,
         precision=options.precision,
         quantization=quantization,
         chosen_dtype=options.dtype,
-        notes=_check_base(name, digest, first, is_chosen=base is not None),
+        notes=(
+            *_check_base(name, digest, first, is_chosen=base is not None),
+            *filter(None, (_note_order(adapter, digest) for adapter in adapters[1:])),
+        ),
     )
+
+
+def _check_different(adapters: Sequence[Adapter]) -> None:
+    digests = [adapter.digest for adapter in adapters]
+    twice = [adapter for adapter in adapters if digests.count(adapter.digest) > 1]
+    if twice:
+        raise ConfigError(
+            f"{twice[0].folder} is given twice",
+            rule="each adapter goes into the weights once",
+            fix="name every adapter once",
+        )
+
+
+def _note_order(adapter: Adapter, digest: str) -> str:
+    """Return the note on a later adapter that was trained on the base itself; else nothing."""
+    if adapter.trained_on != digest:
+        return ""
+    return f"{adapter.folder.name} was trained on the base, not on the merge of those before it"
 
 
 def _check_precision(
@@ -232,7 +275,9 @@ def _sharded(index: Path) -> list[Path]:
     try:
         weight_map: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        if not names:
+            raise ValueError("it names no file")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(
             f"{index} is damaged: {error}",
             rule="an index says which file holds which weight",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -15,9 +15,10 @@ from trainer.errors import ConfigError, Interrupted
 from trainer.merge.in_memory import merge_in_memory
 from trainer.merge.job import MergeJob, MergeOptions, find_job
 from trainer.merge.meta_model import NotStreamable
-from trainer.merge.partial import Partial, check_disk, explaining_writes, open_partial
+from trainer.merge.output import Output, check_disk
+from trainer.merge.partial import Partial, explaining_writes, open_partial
 from trainer.merge.progress import MergeProgress
-from trainer.merge.report import MergeReport, read_report, write_report
+from trainer.merge.report import MergeReport, write_report
 from trainer.merge.streamed import StreamedMerge
 from trainer.model_card import write_model_card
 from trainer.tokenizer import find_tokenizer
@@ -39,20 +40,17 @@ def merge_adapter(
     """
     options = options or MergeOptions()
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    done = read_report(output) if os.path.lexists(output) else None
-    if done is None:
-        _refuse_existing(output)
+    place = Output.find(output)
     job = find_job([adapters] if isinstance(adapters, Path) else adapters, options)
-    if done is not None:
-        if done.identity == job.identity:
-            console.print(f"{output} is this merge already: nothing to do", markup=False)
-            return done
-        if not options.replace:
-            _refuse_existing(output)
-    _check_space(job, output)
+    _check_apart(job, place.path)
+    if place.done is not None and place.done.identity == job.identity:
+        console.print(f"{output} is this merge already: nothing to do", markup=False)
+        return _with_requirements(place.path, place.done, options.requirements)
+    place.check_replaceable(replace=options.replace)
+    _check_space(job, place.path)
     try:
-        with open_partial(output, job.identity) as partial:
-            return _merge(job, partial, output, options, console)
+        with open_partial(place.path, job.identity) as partial:
+            return _merge(job, partial, place, options, console)
     except (KeyboardInterrupt, Interrupted):
         console.print("what is finished stays: the same command goes on from there", markup=False)
         raise
@@ -61,13 +59,13 @@ def merge_adapter(
 def _merge(
     job: MergeJob,
     partial: Partial,
-    output: Path,
+    place: Output,
     options: MergeOptions,
     console: Console,
 ) -> MergeReport:
     last = job.adapters[-1]
     tokenizer = find_tokenizer(last.folder, str(job.folder), trust_remote_code=job.trusted)
-    with explaining_writes(output):
+    with explaining_writes(place.path):
         try:
             outcome = StreamedMerge(job, tokenizer).run(partial, MergeProgress(console))
             how = "streamed"
@@ -82,7 +80,7 @@ def _merge(
     report = MergeReport(
         base=job.public_name,
         adapters=tuple(_public(adapter.folder) for adapter in job.adapters),
-        dtype=job.identity["dtype"],
+        dtype=job.type_name,
         targets=outcome.targets,
         num_adapter_tensors=sum(len(adapter.weights.tensors) for adapter in job.adapters),
         max_logit_difference=outcome.max_logit_difference,
@@ -95,13 +93,13 @@ def _merge(
         requirements=dict(options.requirements),
         notes=notes,
     )
-    with explaining_writes(output):
+    with explaining_writes(place.path):
         for file in job.carried_files():
             # What save_pretrained wrote belongs to the weights beside it.
             if not (partial.path / file.name).exists():
                 shutil.copyfile(file, partial.path / file.name)
         if job.chosen_dtype is not None:
-            _write_dtype(partial.path / "config.json", job.identity["dtype"])
+            _write_dtype(partial.path / "config.json", job.type_name)
         tokenizer.save_pretrained(partial.path)
         write_model_card(
             partial.path,
@@ -111,8 +109,30 @@ def _merge(
             report=dataclasses.asdict(report),
         )
         report = write_report(partial.path, report)
-        partial.publish(output, replace=options.replace)
+        partial.seal()
+        place.publish(partial.path)
     return report
+
+
+def _with_requirements(
+    output: Path, done: MergeReport, requirements: Mapping[str, Any]
+) -> MergeReport:
+    """Let merge.json tell what the gate found this time."""
+    if done.requirements == dict(requirements):
+        return done
+    with explaining_writes(output):
+        return write_report(output, dataclasses.replace(done, requirements=dict(requirements)))
+
+
+def _check_apart(job: MergeJob, output: Path) -> None:
+    """Raises: ConfigError when the output is, or holds, what is merged."""
+    for folder in (job.folder, *(adapter.folder for adapter in job.adapters)):
+        if folder.resolve().is_relative_to(output):
+            raise ConfigError(
+                f"--output {output} holds what is to be merged: {folder}",
+                rule="base and adapters stay as they are",
+                fix="choose another --output",
+            )
 
 
 def _write_dtype(path: Path, dtype: str) -> None:
@@ -135,12 +155,3 @@ def _check_space(job: MergeJob, output: Path) -> None:
     left = output.with_name(f".{output.name}.partial")
     there = sum(file.stat().st_size for file in left.glob("*")) if left.is_dir() else 0
     check_disk(output, _SPARE_BYTES + job.output_bytes - there)
-
-
-def _refuse_existing(output: Path) -> None:
-    if os.path.lexists(output):
-        raise ConfigError(
-            f"{output} exists",
-            rule="a merge never overwrites",
-            fix="remove it, or choose another --output",
-        )

@@ -7,7 +7,6 @@ An interrupted merge leaves it, and the next one of the same base and adapter go
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -23,7 +22,6 @@ from trainer.durable import sync
 from trainer.errors import ConfigError, EnvironmentProblem, Interrupted
 
 _PROGRESS = "progress.json"
-_GIB = 2**30
 
 
 @dataclass
@@ -50,28 +48,14 @@ class Partial:
         for file in self.path.iterdir():
             file.unlink()
 
-    def publish(self, output: Path, *, replace: bool) -> None:
-        """Make the folder readable for everyone, sync it, and give it its name.
-
-        replace: take the place of what is there, which goes.
-        Raises: OSError.
-        """
-        (self.path / _PROGRESS).unlink(missing_ok=True)
+    def seal(self) -> None:
+        """Make the folder whole: readable for everyone, and on disk. Raises: OSError."""
         self.path.chmod(0o755)
         for file in self.path.iterdir():
             file.chmod(0o644)  # safetensors writes weights as 0600
             sync(file)
+        (self.path / _PROGRESS).unlink(missing_ok=True)
         sync(self.path)
-        # Not `rename`: it would silently take the place of an empty folder.
-        if os.path.lexists(output) and not replace:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(output))
-        earlier = output.with_name(f".{output.name}.old")
-        if os.path.lexists(output):
-            shutil.rmtree(earlier, ignore_errors=True)
-            output.rename(earlier)
-        self.path.rename(output)
-        sync(output.parent)
-        shutil.rmtree(earlier, ignore_errors=True)
 
 
 @contextmanager
@@ -98,18 +82,6 @@ def open_partial(output: Path, identity: Mapping[str, str]) -> Iterator[Partial]
             raise
     finally:
         os.close(descriptor)
-
-
-def check_disk(output: Path, needed: int) -> None:
-    """Raises: EnvironmentProblem when fewer bytes are free where `output` will be."""
-    existing = next(parent for parent in output.absolute().parents if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        raise EnvironmentProblem(
-            f"merging needs {needed / _GIB:.1f} GiB on disk, {free / _GIB:.1f} GiB are free",
-            rule="the merged model is written whole before it appears",
-            fix=f"free space under {existing}, or choose another --output",
-        )
 
 
 @contextmanager

@@ -87,13 +87,20 @@ def check_logits(expected: Tensor, merged: Tensor, dtype: torch.dtype) -> tuple[
     Returns the largest difference and the largest logit.
     Raises: TrainingFailed beyond what rounding to `dtype` explains, or for not-a-number.
     """
-    difference = float((expected - merged).abs().nan_to_num(nan=float("inf")).max())
+    for logits, whose in ((expected, "base + adapter"), (merged, "the merged model")):
+        if not logits.isfinite().all():
+            raise TrainingFailed(
+                f"the logits of {whose} are not finite",
+                rule="a model that cannot be computed with cannot be compared",
+                fix="check the base model: its own logits should be finite in its type",
+            )
+    difference = float((expected - merged).abs().max())
     largest = float(expected.abs().max())
-    if not difference <= _LOGIT_TOLERANCE[dtype] * largest:
+    if not difference <= _LOGIT_TOLERANCE.get(dtype, 1e-4) * largest:
         raise TrainingFailed(
             f"merged logits differ from base + adapter by {difference:.3g} "
             f"(largest logit {largest:.3g})",
-            rule=f"they agree within {_LOGIT_TOLERANCE[dtype]:.0e} of the largest logit",
+            rule=f"they agree within {_LOGIT_TOLERANCE.get(dtype, 1e-4):.0e} of the largest logit",
             fix="keep the adapter as it is and report this model's architecture",
         )
     return difference, largest

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config_schema import BasePrecision
+from trainer.run_directory import write_json
 
 FILE_NAME = "merge.json"
-_NOT_COUNTED = (FILE_NAME, "README.md", "progress.json")
+NOT_COUNTED = (FILE_NAME, "README.md", "progress.json")
 """The model card may be edited."""
 ORIGINAL: BasePrecision = "original"
 DEQUANTIZED: BasePrecision = "dequantized"
@@ -59,11 +60,10 @@ def write_report(folder: Path, report: MergeReport) -> MergeReport:
     sizes = {
         file.name: file.stat().st_size
         for file in sorted(folder.iterdir())
-        if file.name not in _NOT_COUNTED
+        if file.name not in NOT_COUNTED
     }
     report = dataclasses.replace(report, files=sizes, peak_memory_bytes=peak_memory_bytes())
-    text = json.dumps(dataclasses.asdict(report), indent=2)
-    (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / FILE_NAME, dataclasses.asdict(report))
     return report
 
 

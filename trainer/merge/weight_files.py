@@ -189,6 +189,8 @@ def _open_torch(path: Path) -> WeightFile:
         raise _unreadable(path, reason, "save the base once more as safetensors") from error
     tensors: dict[tuple[int, tuple[int, ...]], StoredTensor] = {}
     size = os.stat(path).st_size  # noqa: PTH116
+    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise _unreadable(path, "it holds something else than tensors by name")
     for name, tensor in content.items():
         begin = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
         if begin is None or not tensor.is_contiguous() or tensor.dtype not in DTYPES.values():

@@ -147,6 +147,8 @@ def _logged_losses(metrics: Path, step: int) -> dict[str, float]:
                 line = json.loads(text)
             except ValueError:  # cut short by a kill
                 continue
+            if line.get("step") == step and "train_loss" in line:
+                break  # what follows is measured on the best weights
             if line.get("step") == step:
                 losses |= {_LOSSES[key]: line[key] for key in _LOSSES.keys() & line.keys()}
     return losses
