@@ -38,13 +38,6 @@ class Candidate:
 
         Raises: NotStreamable for a model that needs its weights all at once.
         """
-        rows = self.adapted.model.get_input_embeddings().weight.shape[0]
-        if int(ids.max()) >= rows:
-            raise ConfigError(
-                f"the tokenizer gives token {int(ids.max())}, the embedding has {rows} rows",
-                rule="a tokenizer has no more tokens than its model",
-                fix="check that base, adapter and the tokenizer beside it belong together",
-            )
         with weights(self.adapted.values):
             try:
                 return sample_logits(self.adapted.model, ids)
@@ -105,19 +98,34 @@ def build_candidate(
 
 
 def choose(job: MergeJob, ids: Tensor) -> Choice:
-    """Build what was asked for; where training quantised the base, measure both precisions."""
+    """Build what was asked for; where training quantised the base, measure both precisions.
+
+    Raises: as `build_candidate`; ConfigError for token ids that the model has no row for.
+    """
     if job.quantization is None or len(job.adapters) > 1:
         candidate = build_candidate(job, ORIGINAL)
+        _check_ids(job, ids)
         return Choice(candidate, candidate.logits(ids), {})
     candidates = [
         build_candidate(job, precision, job.quantization) for precision in (ORIGINAL, DEQUANTIZED)
     ]
+    _check_ids(job, ids)
     trained = candidates[1].logits(ids, AsTrained)
     logits = {candidate.precision: candidate.logits(ids) for candidate in candidates}
     distances: dict[str, float] = {p: _distance(found, trained) for p, found in logits.items()}
     closest = min(candidates, key=lambda candidate: distances[candidate.precision])
     chosen = next((c for c in candidates if c.precision == job.precision), closest)
     return Choice(chosen, logits[chosen.precision], distances, trained)
+
+
+def _check_ids(job: MergeJob, ids: Tensor) -> None:
+    rows = job.config.get_text_config().vocab_size
+    if int(ids.max()) >= rows:
+        raise ConfigError(
+            f"the tokenizer gives token {int(ids.max())}, the embedding has {rows} rows",
+            rule="a tokenizer has no more tokens than its model",
+            fix="check that base, adapter and the tokenizer beside it belong together",
+        )
 
 
 def _distance(one: Tensor, other: Tensor) -> float:
