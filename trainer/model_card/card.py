@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import ModelCardData
 
-from trainer.model_card.base import Base, read_base
+from trainer.model_card.base import Base, published_name, read_base
 from trainer.model_card.run import Adapter, Row, read_adapter
 
 _TEMPLATE = "card.md.jinja"
@@ -72,7 +72,7 @@ def write_model_card(
     card = Card(
         base=read_base(base, base_folder, folder),
         adapters=tuple(read_adapter(adapter) for adapter in adapters),
-        merge=None if report is None else read_merge(report),
+        merge=None if report is None else read_merge(report, base, base_folder),
         needs_code=any(folder.glob("*.py")),
     )
     (folder / "README.md").write_text(render(card), encoding="utf-8")
@@ -115,8 +115,8 @@ def front_matter(card: Card) -> ModelCardData:
     )
 
 
-def read_merge(report: Mapping[str, Any]) -> Merge:
-    """Read what merge.json says."""
+def read_merge(report: Mapping[str, Any], base: str, base_folder: Path) -> Merge:
+    """Read what merge.json says, without its paths."""
     required: Mapping[str, Mapping[str, Any]] = report.get("requirements") or {}
     measured = [figure for figure, found in required.items() if found["measured"] is not None]
     return Merge(
@@ -130,10 +130,19 @@ def read_merge(report: Mapping[str, Any]) -> Merge:
             )
             for figure, found in required.items()
         ),
-        notes=tuple(report.get("notes") or ()),
+        notes=tuple(_public(note, base, base_folder) for note in report.get("notes") or ()),
         versions=_versions(),
         has_safety=any(figure.startswith("safety.") for figure in measured),
     )
+
+
+def _public(text: str, base: str, folder: Path) -> str:
+    name = published_name(base, folder)
+    places = sorted({str(folder), base}, key=len, reverse=True)
+    for place in places:
+        if "/" in place.strip("."):  # not `.`, which is in every text
+            text = text.replace(place, name)
+    return text
 
 
 def _versions() -> dict[str, str]:
