@@ -186,7 +186,7 @@ class MergeConfig(Section):
     base_precision: BasePrecision = "original"
     """After training in 4 or 8 bits, what the adapter is added to: the base as it is stored, what
     training read of it (`dequantized`), or the closer of the two (`auto`)."""
-    dtype: MergedType = "auto"
+    output_dtype: MergedType = "auto"
     """Type of the merged weights. `auto`: that of the base."""
     require: Requirements = Field(default_factory=dict)
     """Figure -> what it must be, such as `eval_loss: "<= 1.2"`: nothing is merged unless all hold.

@@ -25,6 +25,6 @@ def generate(
     models: tuple[str, ...], prompt: str | None, as_json: bool, **options: str | int | bool | None
 ) -> None:
     """Let a run, a model or several answer."""
-    words = {name.replace("_", "-"): value for name, value in options.items()}
-    words |= {"prompt": prompt, "json": as_json}
+    others = {name.replace("_", "-"): value for name, value in options.items()}
+    words = {"prompt": prompt, **others, "json": as_json}
     sys.exit(run_module("trainer.generation", models, words, is_interactive=prompt is None))

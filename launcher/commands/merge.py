@@ -35,6 +35,9 @@ from launcher.trainer_module import run_module
 @click.option("--private", is_flag=True, help="Make the repository on the Hub a private one.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code the base model ships.")
 def merge(targets: tuple[str, ...], **options: str | bool | None) -> None:
-    """Join an adapter and its base model into one model; several adapters in the order given."""
+    """Join an adapter and its base model into one model.
+
+    Several adapters go in one after another, in the order given.
+    """
     words = {name.replace("_", "-"): value for name, value in options.items()}
     sys.exit(run_module("trainer.merge", targets, words))

@@ -97,7 +97,7 @@ def command(
             **options,
             precision=precision or settings.get("base_precision") or ORIGINAL,
             quantization=Quantization(kind) if kind else None,
-            dtype=_DTYPES.get(dtype or settings.get("dtype", "auto")),
+            dtype=_DTYPES.get(dtype or settings.get("output_dtype", "auto")),
             requirements=requirements,
         ),
     )
