@@ -28,7 +28,7 @@ from launcher.memory import GIB, Machine, MemoryEstimate, estimate_memory  # noq
 from launcher.plan_request import choose_basis  # noqa: E402
 from launcher.strategy import Strategy, Zero  # noqa: E402
 from trainer.config import Config, load_config, to_json  # noqa: E402
-from trainer.loss import can_select_logits  # noqa: E402
+from trainer.loss import prepare_loss  # noqa: E402
 from trainer.precision import DTYPES  # noqa: E402
 from trainer.shapes import measure_facts  # noqa: E402
 from trainer.simulate import materialize, simulate_training, simulation  # noqa: E402
@@ -122,6 +122,7 @@ def compare_with_simulation(case: tuple[str, str, tuple[str, ...], int]) -> Row:
         casting="autocast",
         checkpointing=is_on,
     )
+    loss_plan = prepare_loss(model, "cuda")
     with simulation("cuda") as tracker:
         materialize(model)
         observed = simulate_training(
@@ -130,7 +131,7 @@ def compare_with_simulation(case: tuple[str, str, tuple[str, ...], int]) -> Row:
             num_tokens=tokens,
             num_labels=tokens,
             autocast=DTYPES["bf16"],
-            select_logits=can_select_logits(model),
+            loss_plan=loss_plan,
             multi_tensor=config.training.optimizer == "adamw_torch",
         )
     return Row(name, method, is_on, tokens, predicted / GIB, observed / GIB)

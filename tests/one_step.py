@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from trainer.config_schema import Config, DataConfig, LoraConfig, ModelConfig, TrainingConfig
-from trainer.loss import can_select_logits
+from trainer.loss import prepare_loss
 from trainer.run_directory import RunDirectory
 from trainer.schedule import BatchPlan
 from trainer.training import RankZeroTrainer, build_training_arguments, to_training_arguments
@@ -80,7 +80,7 @@ def make_trainer(
         plan=plan,
         data=data,
         world=world,
-        select_logits=can_select_logits(model),
+        loss_plan=prepare_loss(model, "cpu"),
         model=model,
         args=build_training_arguments({**arguments, "report_to": "none"}),
     )

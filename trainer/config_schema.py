@@ -25,7 +25,7 @@ from trainer.config_types import (
 
 Quantization = Literal["auto", "none", "nf4", "fp4", "int8"]
 Attention = Literal[
-    "auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"
+    "auto", "packed", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"
 ]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Optimizer = Literal[
@@ -112,6 +112,9 @@ class TrainingConfig(Section):
     gradient_checkpointing: StrictBool | Literal["auto"] = "auto"
     """Recompute activations in the backward pass: less memory, a third to a half more time. `auto`:
     the planner turns it on when the run would not fit without; off in a trainer started by hand."""
+    compile: StrictBool | Literal["auto"] = "auto"
+    """Compile decoder layers and kernels with torch.compile. `auto`: on a CPU with a C++ compiler,
+    when the run is long enough to win back the minute it takes."""
     optimizer: Optimizer = "adamw_torch"
     """Update rule; the 8-bit and paged ones need bitsandbytes."""
     adam_beta1: Fraction = 0.9

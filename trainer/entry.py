@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import click
 
+from trainer.cache_root import cache_root
 from trainer.errors import RankZeroError
 from trainer.interruption import receive_requests, telling_requests
 
@@ -29,6 +30,8 @@ _ENVIRONMENT = {
     # process on two cores SmolLM2 trained at 14 tokens/s instead of 119; idle, nothing is lost
     # (docs/log.md). Read when torch loads GNU OpenMP.
     "GOMP_SPINCOUNT": "1000",
+    # What torch.compile made is found again by the next run, in a container too.
+    "TORCHINDUCTOR_CACHE_DIR": str(cache_root() / "compiled"),
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from trainer import interruption
 from trainer.beginning import Beginning
@@ -27,8 +28,9 @@ from trainer.data.store import PreparedData
 from trainer.deepspeed_setup import deepspeed_arguments
 from trainer.errors import Interrupted
 from trainer.failures import explained
+from trainer.fast_step import make_fast, tokens_of_run
 from trainer.host_group import AgreedStop
-from trainer.loss import can_select_logits
+from trainer.loss import LossPlan
 from trainer.memory_report import memory_line
 from trainer.merge_after_training import merge_after_training
 from trainer.model import build_model, parameter_line
@@ -170,11 +172,14 @@ class Session:
             largest_token_id=data.largest_token_id,
             longest_tokens=longest_example(data),
         )
-        plan = dataclasses.replace(plan, can_pack=self.prove_packing(built.model))
+        tokens = tokens_of_run(plan, required_split(data, "train"), self.world.world_size)
+        fast = make_fast(built.model, config.training, device_type, tokens)
+        plan = dataclasses.replace(plan, can_pack=self.prove_packing(built.model, fast.loss))
         for line in (
             f"precision: {precision.precision} ({precision.reason})",
             *tokenizer.notes,
             *built.notes,
+            fast.note,
             *limits,
             plan.line(self.world.world_size),
             parameter_line(built.model),
@@ -186,19 +191,22 @@ class Session:
             plan=plan,
             data=data,
             world=self.world,
-            select_logits=can_select_logits(built.model),
+            loss_plan=fast.loss,
             model=built.model,
             args=arguments,
             processing_class=tokenizer.tokenizer,
         )
 
-    def prove_packing(self, model: PreTrainedModel | PeftModel) -> bool:
+    def prove_packing(self, model: PreTrainedModel | PeftModel, loss_plan: LossPlan) -> bool:
         """Whether several examples may share a row: measured on this model, before it trains."""
-        if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        if is_deepspeed_zero3_enabled():
             # A forward pass needs the engine, the engine needs the plan, and the plan this.
             self.console.print("packing: on (under ZeRO-3 the start-up proof is left out)")
             return True
-        proof = packing_is_exact(model, model.get_input_embeddings().num_embeddings)
+        vocabulary_size = model.get_input_embeddings().num_embeddings
+        proof = packing_is_exact(
+            model, vocabulary_size, passes_boundaries=loss_plan.passes_boundaries
+        )
         self.console.print(f"packing: {'on' if proof.exact else 'off'} ({proof.reason})")
         return proof.exact
 

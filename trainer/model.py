@@ -8,22 +8,18 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.utils.import_utils import (
-    is_bitsandbytes_available,
-    is_flash_attn_2_available,
-    is_flash_attn_3_available,
-)
+from transformers.utils.import_utils import is_bitsandbytes_available
 
-from trainer.config import Config, ModelConfig
+from trainer.attention import choose_attention
+from trainer.config import Config
 from trainer.errors import ConfigError, EnvironmentProblem
+from trainer.kernels.lora import speed_up_adapters
 from trainer.lora import attach_adapter, count_parameters, parameter_line
 from trainer.model_limits import check_model_fits
 from trainer.model_source import check_model_folder, check_revision, explaining_load, located
@@ -35,14 +31,11 @@ __all__ = [
     "LoadedTokenizer",
     "build_model",
     "check_model_fits",
-    "choose_attention",
     "count_parameters",
     "load_tokenizer",
     "load_training_tokenizer",
     "parameter_line",
 ]
-
-_PACKAGES = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3"}
 
 
 @dataclass(frozen=True)
@@ -85,6 +78,8 @@ def build_model(config: Config, *, device: torch.device, precision: ComputePreci
     adapted, target_notes = attach_adapter(
         model, config.lora, revision=config.model.revision, dtype=dtype
     )
+    if not is_deepspeed_zero3_enabled():  # it gathers weights when their own module is called
+        speed_up_adapters(adapted)
     return BuiltModel(adapted, precision, (*notes, *target_notes))
 
 
@@ -104,9 +99,7 @@ def _load_base(
             rule="full fine-tuning needs 16 or 32-bit weights",
             fix="set lora.enabled to true, or use the unquantised model",
         )
-    attention, reason = choose_attention(
-        source, device.type, precision, has_flash=_has_flash(architecture)
-    )
+    attention, reason = choose_attention(source, device.type, precision, architecture)
     options: dict[str, Any] = {**place, "quantization_config": quantization}
     options["dtype"] = DTYPES[precision] if config.lora.enabled else torch.float32
     # ZeRO-3 places the partitions itself and refuses a device map.
@@ -173,61 +166,3 @@ def quantization_config(
         # ZeRO-3 flattens all weights into one buffer of one dtype; bytes beside bf16 fail there.
         bnb_4bit_quant_storage=dtype,
     ), ()
-
-
-def choose_attention(
-    config: ModelConfig, device_type: str, precision: ComputePrecision, *, has_flash: bool = True
-) -> tuple[str | None, str]:
-    """Decide the attention implementation and say why; None leaves it to the model.
-
-    `has_flash`: the architecture's own code can call flash attention.
-    Raises: EnvironmentProblem for a named one this machine cannot run.
-    """
-    flash_2 = is_flash_attn_2_available()
-    if config.attention == "auto":
-        # Left to transformers (None): sdpa, or eager for the few models without it.
-        if device_type != "cuda":
-            return None, f"flash-attn has no {device_type} kernels"
-        if not flash_2:
-            return None, "flash-attn is not installed"
-        if precision == "fp32":
-            return None, "flash-attn computes in 16 bit only"
-        if not has_flash:
-            return None, "this architecture has no flash-attn code"
-        return "flash_attention_2", "flash-attn is installed"
-    if config.attention == "flex_attention" and device_type != "cuda":
-        raise EnvironmentProblem(
-            f"model.attention: flex_attention needs CUDA, and this run is on {device_type}",
-            rule="flex attention trains through kernels compiled for an NVIDIA GPU",
-            fix="set model.attention to auto or sdpa",
-        )
-    if config.attention in _PACKAGES:
-        installed = {
-            "flash_attention_2": flash_2,
-            "flash_attention_3": is_flash_attn_3_available(),
-        }[config.attention]
-        _require_flash(config.attention, installed, device_type, precision)
-    return config.attention, "set in the config"
-
-
-def _has_flash(architecture: PreTrainedConfig) -> bool:
-    """Look the architecture's class up; unknown (remote) code is taken not to have it."""
-    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(architecture), None)
-    # A few configs map to several classes; those are not causal language models first.
-    return bool(isinstance(known, type) and known._supports_flash_attn)  # type: ignore[attr-defined]
-
-
-def _require_flash(name: str, installed: bool, device_type: str, precision: str) -> None:
-    problem = ""
-    if device_type != "cuda":
-        problem = f"cannot run on {device_type}"
-    elif not installed:
-        problem = f"needs the package {_PACKAGES[name]}, which is not installed"
-    elif precision == "fp32":
-        problem = "cannot compute in fp32"
-    if problem:
-        raise EnvironmentProblem(
-            f"model.attention: {name} {problem}",
-            rule="flash attention needs an NVIDIA GPU, its package, and bf16 or fp16",
-            fix="set model.attention to auto or sdpa",
-        )

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trainer.kernels.packed_attention import boundaries_mask
+
 _SEGMENT_TOKENS = (11, 7)  # unequal, and not multiples of a kernel's block
 _ROUNDING_STEPS = 16  # of the logits' own number format: what another kernel may differ by
 _SHARE_OF_MIXING = 0.1  # a model that mixes examples shows 1; separate ones stay near 0
@@ -37,13 +39,16 @@ class PackingProof:
 
 
 @torch.no_grad()
-def packing_is_exact(model: nn.Module, vocabulary_size: int, *, seed: int = 0) -> PackingProof:
+def packing_is_exact(
+    model: nn.Module, vocabulary_size: int, *, passes_boundaries: bool = False, seed: int = 0
+) -> PackingProof:
     """Compare two segments in one row (position ids restarting) with each on its own.
 
     Three signs are needed because the arithmetic may be 16-bit or 8-bit: the second segment must
     not react to the first, and its logits must equal those computed alone, up to rounding or a
     small part of what mixing would do. Five forward passes of at most 18 tokens, in evaluation
-    mode; the training mode of every module is restored.
+    mode; the training mode of every module is restored. `passes_boundaries`: packed rows come as
+    in training, with their boundaries in place of a mask; single ones never do.
     Ranks: every rank under ZeRO-3 (each forward gathers the weights), else any.
     """
     first_tokens, second_tokens = _SEGMENT_TOKENS
@@ -59,8 +64,11 @@ def packing_is_exact(model: nn.Module, vocabulary_size: int, *, seed: int = 0) -
     model.eval()
     try:
         alone = torch.cat([_logits(model, first), _logits(model, second)])
-        packed = _logits(model, torch.cat([first, second], dim=1), restarting)
-        disturbed = _logits(model, torch.cat([other, second], dim=1), restarting)
+        boundaries = None
+        if passes_boundaries:
+            boundaries = torch.tensor([0, first_tokens, first_tokens + second_tokens]).int()
+        packed = _logits(model, torch.cat([first, second], dim=1), restarting, boundaries)
+        disturbed = _logits(model, torch.cat([other, second], dim=1), restarting, boundaries)
         mixed = _logits(model, torch.cat([first, second], dim=1), joint)
     finally:
         for module, was_training in modes:
@@ -74,11 +82,18 @@ def packing_is_exact(model: nn.Module, vocabulary_size: int, *, seed: int = 0) -
     return PackingProof(exact, difference, leak, mixing)
 
 
-def _logits(model: nn.Module, row: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Shapes: row and positions [1, T] -> float32 logits [T, V]."""
+def _logits(
+    model: nn.Module,
+    row: Tensor,
+    positions: Tensor | None = None,
+    boundaries: Tensor | None = None,
+) -> Tensor:
+    """Shapes: row and positions [1, T], boundaries [N + 1] -> float32 logits [T, V]."""
     device = next(model.parameters()).device
     positions = torch.arange(row.shape[1])[None] if positions is None else positions
-    output = model(input_ids=row.to(device), position_ids=positions.to(device), use_cache=False)
+    mask = {} if boundaries is None else {"attention_mask": boundaries_mask(boundaries, device)}
+    inputs = {"input_ids": row.to(device), "position_ids": positions.to(device)}
+    output = model(**inputs, **mask, use_cache=False)
     logits: Tensor = output.logits[0].float()
     return logits
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 
 from trainer.config import Config, load_config
 from trainer.entry import run_entry
-from trainer.loss import can_select_logits
+from trainer.loss import prepare_loss
 from trainer.model_facts import (
     ActivationFacts,
     Casting,
@@ -142,6 +142,9 @@ class _Simulated:
             casting=self.casting,
             checkpointing=self.checkpointing,
         )
+        # Cast weights are DeepSpeed's; its stage 3 has the head's logits at once.
+        chunked = self.casting == "autocast"
+        loss_plan = prepare_loss(model, self.device_type, chunked=chunked)
         needs_autocast = self.casting == "autocast" and self.precision != "fp32"
         with simulation(self.device_type) as tracker:
             materialize(model)
@@ -152,7 +155,7 @@ class _Simulated:
                     num_tokens=tokens,
                     num_labels=labels,
                     autocast=DTYPES[self.precision] if needs_autocast else None,
-                    select_logits=can_select_logits(model),
+                    loss_plan=loss_plan,
                 )
                 for tokens, labels in sizes
             ]

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainer.data.collate import MicroBatch
-from trainer.loss import summed_loss
+from trainer.loss import LossPlan, summed_loss
 from trainer.simulated_kernels import gemm_4bit, kernels_of
 
 
@@ -144,7 +144,7 @@ def simulate_step(
     num_tokens: int,
     num_labels: int,
     autocast: torch.dtype | None,
-    select_logits: bool,
+    loss_plan: LossPlan,
 ) -> StepMemory:
     """Run one micro-batch forward and backward. `autocast`: the dtype Accelerate would enter."""
     micro_batch = MicroBatch(
@@ -152,10 +152,12 @@ def simulate_step(
         torch.zeros(1, num_tokens, dtype=torch.int64),
         torch.zeros(num_labels, dtype=torch.int64),
         torch.zeros(num_labels, dtype=torch.int64),
+        torch.tensor([0, num_tokens], dtype=torch.int32),
     )
     model.train()
     base = tracker.start_phase()
-    phases = _Phases(tracker, base)
+    in_pieces = loss_plan.way == "chunked"
+    phases = _Phases(tracker, base, in_pieces)
     head = model.get_output_embeddings()  # type: ignore[operator]
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
     hooks = [
@@ -163,9 +165,9 @@ def simulate_step(
         embeddings.register_forward_hook(phases.leave_embeddings),
     ]
     try:
-        loss = summed_loss(
-            _as_accelerate(model, autocast), micro_batch, select_logits=select_logits
-        )
+        loss = summed_loss(_as_accelerate(model, autocast), micro_batch, loss_plan)
+        if in_pieces:
+            phases.leave_head()
         loss.backward()  # type: ignore[no-untyped-call]
     finally:
         for hook in hooks:
@@ -180,7 +182,7 @@ def simulate_training(
     num_tokens: int,
     num_labels: int,
     autocast: torch.dtype | None,
-    select_logits: bool,
+    loss_plan: LossPlan,
     multi_tensor: bool,
 ) -> int:
     """Run one whole step of two micro-batches with AdamW; return the peak, weights included.
@@ -198,7 +200,7 @@ def simulate_training(
             num_tokens=num_tokens,
             num_labels=num_labels,
             autocast=autocast,
-            select_logits=select_logits,
+            loss_plan=loss_plan,
         )
     optimizer.step()
     return tracker.highest
@@ -207,21 +209,25 @@ def simulate_training(
 class _Phases:
     """Where one step passes from the layers to the head, and back."""
 
-    def __init__(self, tracker: MemoryTracker, base: int) -> None:
-        self.tracker, self.base = tracker, base
+    def __init__(self, tracker: MemoryTracker, base: int, in_pieces: bool) -> None:
+        self.tracker, self.base, self.in_pieces = tracker, base, in_pieces
         self.saved = self.forward = self.head = self.backward = 0
+        self.is_in_head = False
 
     def leave_embeddings(self, module: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
         if output.requires_grad:
             output.register_hook(self.return_to_embeddings)  # type: ignore[no-untyped-call]
 
     def enter_head(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if self.is_in_head:
+            return
+        self.is_in_head = True
         self.forward = self.tracker.peak - self.base
         self.saved = self.tracker.start_phase() - self.base
-        if inputs[0].requires_grad:
+        if inputs[0].requires_grad and not self.in_pieces:
             inputs[0].register_hook(self.leave_head)  # type: ignore[no-untyped-call]
 
-    def leave_head(self, _: torch.Tensor) -> None:
+    def leave_head(self, _: torch.Tensor | None = None) -> None:
         self.head = self.tracker.peak - self.base
         self.tracker.start_phase()
 

@@ -10,7 +10,9 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 
+from trainer.attention import simulated_attention
 from trainer.config import Config
+from trainer.kernels.lora import speed_up_adapters
 from trainer.lora import attach_adapter
 from trainer.model import quantization_config
 from trainer.model_facts import Casting
@@ -57,6 +59,7 @@ def build_simulated(
         model = AutoModelForCausalLM.from_config(
             architecture,
             dtype=dtype if is_lora else torch.float32,
+            attn_implementation=simulated_attention(config.model, architecture),
             trust_remote_code=config.model.trust_remote_code,
         )
         _quantize(model, config, precision)
@@ -69,6 +72,8 @@ def build_simulated(
             if checkpointing:
                 model.enable_input_require_grads()
             built, _ = attach_adapter(model, config.lora)
+            if casting == "autocast":  # else it may be ZeRO-3, which keeps PEFT's
+                speed_up_adapters(built)
         if casting == "cast":
             _cast(built, dtype)
     return built

@@ -28,7 +28,7 @@ from trainer.data.collate import (
 )
 from trainer.data.store import PreparedData, PreparedSplit, SplitName
 from trainer.errors import TrainingFailed
-from trainer.loss import summed_loss
+from trainer.loss import LossPlan, summed_loss
 from trainer.memory_report import memory_metrics
 from trainer.neftune import EmbeddingNoise
 from trainer.resumable import ResumableTrainer
@@ -101,11 +101,11 @@ class RankZeroTrainer(ResumableTrainer):
         plan: BatchPlan,
         data: PreparedData,
         world: World,
-        select_logits: bool,
+        loss_plan: LossPlan,
         **arguments: Any,
     ) -> None:
         self.config, self.plan, self.data, self.world = config, plan, data, world
-        self.select_logits = select_logits
+        self.loss_plan = loss_plan
         self._tokens_at_log, self._time_at_log = 0, time.perf_counter()
         self._evaluation_datasets: dict[SplitName, EvaluationDataset] = {}
         super().__init__(**arguments)
@@ -181,10 +181,10 @@ class RankZeroTrainer(ResumableTrainer):
         for number, micro_batch in enumerate(micro_batches, 1):
             self.host.stop_if_agreed()
             with self._gradient_sync(model, is_last=number == len(micro_batches)):
-                moved = MicroBatch(*(self._to_device(tensor) for tensor in micro_batch))
+                moved = micro_batch.to(self.args.device)
                 if self.noise is not None:
                     self.noise.follow(moved.position_ids)
-                loss = scale * summed_loss(model, moved, select_logits=self.select_logits)
+                loss = scale * summed_loss(model, moved, self.loss_plan)
                 self.accelerator.backward(loss)
             total += loss.detach()
         self.tokens_seen += inputs["num_tokens"]
@@ -200,9 +200,6 @@ class RankZeroTrainer(ResumableTrainer):
         if is_last or self.is_deepspeed_enabled:
             return nullcontext()
         return self.accelerator.no_sync(model)
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.args.device, non_blocking=True)
 
     # -- evaluation ---------------------------------------------------------------------------
 
@@ -222,8 +219,8 @@ class RankZeroTrainer(ResumableTrainer):
         with torch.no_grad():
             for micro_batch in dataloader:
                 self.host.stop_if_agreed()
-                moved = MicroBatch(*(self._to_device(tensor) for tensor in micro_batch))
-                losses.append(summed_loss(model, moved, select_logits=self.select_logits))
+                moved = micro_batch.to(self.args.device)
+                losses.append(summed_loss(model, moved, self.loss_plan))
                 num_labels_here += len(moved.targets)
         model.train(was_training)
         # To the host first: MPS has no float64.

@@ -19,12 +19,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import ARCHITECTURES, make_model_folder, make_tokenizer
 from tests.unit.test_model_training import BATCH, CPU, SIZES, make_config
+from trainer import attention as attention_module
 from trainer import model as model_module
+from trainer.attention import choose_attention
 from trainer.config import ModelConfig
 from trainer.data.chat import CHATML
 from trainer.data.tokenizer import chosen_template, load_tokenizer_facts, tokenizer_files
 from trainer.errors import ConfigError, EnvironmentProblem, RankZeroError
-from trainer.model import build_model, check_model_fits, choose_attention, parameter_line
+from trainer.model import build_model, check_model_fits, parameter_line
 from trainer.model_source import explaining_load
 from trainer.packing_proof import packing_is_exact
 from trainer.precision import choose_precision
@@ -178,22 +180,28 @@ def test_precision_the_machine_lacks(requested: Any, device: str) -> None:
 
 
 def test_attention_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    def choose(attention: str, device: str, precision: Any = "bf16", **options: bool) -> Any:
+    def choose(
+        attention: str, device: str, precision: Any = "bf16", architecture: str = "llama"
+    ) -> Any:
         config = ModelConfig.model_validate({"name": "m", "attention": attention})
-        return choose_attention(config, device, precision, **options)[0]
+        return choose_attention(config, device, precision, AutoConfig.for_model(architecture))[0]
 
-    monkeypatch.setattr(model_module, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(attention_module, "is_flash_attn_2_available", lambda: True)
     assert choose("auto", "cuda") == "flash_attention_2"
     assert choose("auto", "cuda", "fp32") is None
-    assert choose("auto", "cuda", has_flash=False) is None
-    assert choose("auto", "cpu") is None
+    assert choose("auto", "cuda", architecture="bloom") is None
+    assert choose("auto", "cpu") == "packed"
+    assert choose("auto", "cpu", architecture="gemma2") is None  # caps its scores
+    assert choose("auto", "cpu", architecture="bloom") is None
     assert choose("eager", "cpu") == "eager"
     assert choose("flash_attention_2", "cuda") == "flash_attention_2"
     for device, precision in (("cpu", "bf16"), ("cuda", "fp32")):
         with pytest.raises(EnvironmentProblem, match=r"model\.attention"):
             choose("flash_attention_2", device, precision)
-    monkeypatch.setattr(model_module, "is_flash_attn_2_available", lambda: False)
-    assert choose("auto", "cuda") is None
+    monkeypatch.setattr(attention_module, "is_flash_attn_2_available", lambda: False)
+    assert choose("auto", "cuda") == "packed"
+    with pytest.raises(EnvironmentProblem, match=r"packed cannot be used: .*scores are capped"):
+        choose("packed", "cpu", architecture="gemma2")
     with pytest.raises(EnvironmentProblem, match="not installed"):
         choose("flash_attention_2", "cuda")
 
@@ -277,9 +285,10 @@ def test_texts_beyond_the_positions(folders: dict[str, Path]) -> None:
 
 def test_flex_attention_needs_cuda() -> None:
     config = ModelConfig(name="m", attention="flex_attention")
-    assert choose_attention(config, "cuda", "bf16")[0] == "flex_attention"
+    llama = AutoConfig.for_model("llama")
+    assert choose_attention(config, "cuda", "bf16", llama)[0] == "flex_attention"
     with pytest.raises(EnvironmentProblem, match="flex_attention needs CUDA"):
-        choose_attention(config, "cpu", "fp32")
+        choose_attention(config, "cpu", "fp32", llama)
 
 
 def test_revision_of_a_local_folder(folders: dict[str, Path]) -> None:

@@ -449,7 +449,7 @@ def test_a_cache_that_cannot_be_written_is_the_machines_problem(data: Prepare) -
 
 def test_two_processes_give_what_one_gives(data: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "CHUNKS_THAT_PAY", 1)
-    monkeypatch.setattr("trainer.data.build.ROWS_PER_CHUNK", 7)
+    monkeypatch.setattr("trainer.data.lines.BYTES_PER_CHUNK", 300)
     rows: list[Any] = [*questions(40), {"instruction": "x", "response": ""}]
     path = data.write("t.jsonl", rows)
     one = data(train=path, on_bad_row="skip", test_size=5)

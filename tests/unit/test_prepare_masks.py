@@ -11,7 +11,8 @@ from tests.templates import FAMILIES, family_tokenizer
 from tests.tiny import make_tokenizer
 from trainer.config import ColumnNames
 from trainer.data.chat import learn_template
-from trainer.data.encode import Chunk, EncodedChunk, Encoder, EncoderSettings, piece_bounds
+from trainer.data.encode import Chunk, EncodedChunk, Encoder, EncoderSettings
+from trainer.data.examples import piece_bounds
 from trainer.data.problems import RawRow
 from trainer.data.rows import Layout
 from trainer.data.tokenizer import tokenizer_facts

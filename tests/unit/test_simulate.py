@@ -12,7 +12,7 @@ import torch
 from tests.tiny import make_model_folder
 from trainer.config import Config, load_config
 from trainer.lora import attach_adapter
-from trainer.loss import can_select_logits
+from trainer.loss import prepare_loss
 from trainer.model import build_model
 from trainer.model_facts import ModelFacts, activation_key
 from trainer.precision import DTYPES
@@ -57,10 +57,11 @@ def test_a_simulated_step_holds_what_a_real_one_does(
     for parameter in real.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
+    real_loss = prepare_loss(real, "cpu")
     with MemoryTracker() as tracker:
         tracker.follow(*real.parameters(), *real.buffers())
         for _ in range(2):  # the first recomputation ever holds some tensors for longer
-            measured = simulate_step(real, tracker, select_logits=can_select_logits(real), **sizes)
+            measured = simulate_step(real, tracker, loss_plan=real_loss, **sizes)
 
     built = build_simulated(
         config,
@@ -71,7 +72,7 @@ def test_a_simulated_step_holds_what_a_real_one_does(
     )
     with simulation("cpu") as tracker:
         materialize(built)
-        simulated = simulate_step(built, tracker, select_logits=can_select_logits(built), **sizes)
+        simulated = simulate_step(built, tracker, loss_plan=prepare_loss(built, "cpu"), **sizes)
     assert simulated == measured
 
 
@@ -99,7 +100,7 @@ def test_facts_foresee_a_deeper_model(tmp_path: Path) -> None:
                 num_tokens=1500,
                 num_labels=700,
                 autocast=DTYPES["bf16"],
-                select_logits=True,
+                loss_plan=prepare_loss(built, "cuda"),
             )
     grown = per_layer[5].peak + (16 - 5) / 2 * (per_layer[5].peak - per_layer[3].peak)
     known = facts.activations[activation_key("autocast", checkpointing=False)]

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,10 @@ from trainer.config import Config
 from trainer.data.chat import learn_template
 from trainer.data.encode import Chunk, Encoder, EncoderSettings
 from trainer.data.layouts import LaidOutFile
-from trainer.data.order import RowKey, example_keys, row_key
-from trainer.data.parallel import ROWS_PER_CHUNK, encode_all
-from trainer.data.problems import BadRows, RawRow, RowProblem
+from trainer.data.order import example_keys
+from trainer.data.parallel import encode_all
+from trainer.data.problems import BadRows
+from trainer.data.readers import read_chunks
 from trainer.data.rows import CHAT_SHAPES
 from trainer.data.sources import all_sources
 from trainer.data.split import TEST, TRAIN, VALIDATION, split_rows, weighted_indices
@@ -38,6 +38,7 @@ class _Tally:
     num_rows: int = 0
     num_rows_of_source: Counter[int] = field(default_factory=Counter)
     num_examples: int = 0
+    largest_token_id: int = 0
 
 
 def build_entry(
@@ -48,9 +49,9 @@ def build_entry(
     on_progress: OnProgress,
 ) -> None:
     """Write rows.arrow, the split indices and report.json. Raises DataError for bad rows."""
-    settings, notes = make_settings(config, files, facts)
+    encoder, notes = make_encoder(config, files, facts)
     bad = BadRows(folder / "skipped_rows.jsonl")
-    tally = _encode_rows(config, files, settings, folder, bad=bad, on_progress=on_progress)
+    tally = _encode_rows(config, files, encoder, folder, bad=bad, on_progress=on_progress)
     if bad.num_bad and config.data.on_bad_row == "error":
         raise bad.to_error(tally.num_rows)
     if bad.num_bad and tally.num_examples == 0:
@@ -64,25 +65,33 @@ def build_entry(
     indices = split_indices(config, table)
     for name, index in indices.items():
         write_index(folder, name, index)
-    summary = Summary(
-        tally.num_rows, dict(tally.num_rows_of_source), bad, notes, Encoder(settings).tokenizer
-    )
+    rows_of_source = dict(tally.num_rows_of_source)
+    summary = Summary(tally.num_rows, rows_of_source, bad, notes, encoder.tokenizer)
     report = make_report(config, files, table, indices, summary)
-    report["largest_token_id"] = table.largest_token_id()
+    report["largest_token_id"] = tally.largest_token_id
     (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
 
-def make_settings(
+def make_encoder(
     config: Config, files: list[LaidOutFile], facts: TokenizerFacts
-) -> tuple[EncoderSettings, list[str]]:
+) -> tuple[Encoder, list[str]]:
     """Settle how rows are encoded, and what there is to say about it."""
-    data, notes, chat = config.data, [], None
+    data, notes = config.data, []
+    encoder = Encoder(
+        EncoderSettings(
+            facts.backend,
+            None,
+            facts.eos_token,
+            data.max_length,
+            data.too_long,
+            data.train_on,
+            data.order,
+        )
+    )
     if any(file.layout.shape in CHAT_SHAPES for file in files):
         template, origin = chosen_template(config, facts)
-        tokenizer = Encoder(
-            EncoderSettings(facts.backend, None, None, 1, "truncate", "all")
-        ).tokenizer
-        chat = learn_template(template, facts.special_tokens, facts.eos_token, tokenizer)
+        chat = learn_template(template, facts.special_tokens, facts.eos_token, encoder.tokenizer)
+        encoder.settings = replace(encoder.settings, chat=chat)
         notes.append(f"chat template: {origin}")
         if chat.folds_system:
             notes.append(
@@ -97,54 +106,40 @@ def make_settings(
             )
     if facts.eos_token is None:
         notes.append("the tokenizer has no end-of-text token: the model cannot learn to stop")
-    settings = EncoderSettings(
-        facts.backend, chat, facts.eos_token, data.max_length, data.too_long, data.train_on
-    )
-    return settings, notes
+    return encoder, notes
 
 
 def _encode_rows(
     config: Config,
     files: list[LaidOutFile],
-    settings: EncoderSettings,
+    encoder: Encoder,
     folder: Path,
     *,
     bad: BadRows,
     on_progress: OnProgress,
 ) -> _Tally:
-    key_of = row_key(config.data.order)
     tally = _Tally()
     with RowWriter(folder / "rows.arrow") as writer:
-        for chunk, encoded in encode_all(make_chunks(files, key_of), settings, config.data.workers):
-            for position, problem in encoded.problems:
-                bad.add(chunk.source_index, chunk.rows[position], problem)
-            row_keys = [row.order_key for row in chunk.rows]
-            keys = example_keys(config.data.order, encoded, tally.num_rows, row_keys)
+        for chunk, encoded in encode_all(make_chunks(files), encoder, config.data.workers):
+            for row, problem in encoded.problems:
+                bad.add(chunk.source_index, row, problem)
+            keys = example_keys(config.data.order, encoded, tally.num_rows)
             writer.write(encoded, chunk.source_index, tally.num_rows, keys)
-            tally.num_rows += len(chunk.rows)
-            tally.num_rows_of_source[chunk.source_index] += len(chunk.rows)
+            tally.num_rows += encoded.num_rows
+            tally.num_rows_of_source[chunk.source_index] += encoded.num_rows
             tally.num_examples += len(encoded.lengths)
-            on_progress(len(chunk.rows), sum(row.num_bytes for row in chunk.rows))
+            largest = int(encoded.ids.max(initial=0))
+            tally.largest_token_id = max(tally.largest_token_id, largest)
+            on_progress(encoded.num_rows, encoded.num_bytes)
     return tally
 
 
-def make_chunks(files: list[LaidOutFile], key_of: RowKey | None = None) -> Iterator[Chunk]:
-    """Read all files in chunks of rows; training rows get the key they are ordered by."""
+def make_chunks(files: list[LaidOutFile]) -> Iterator[Chunk]:
+    """Read all files in chunks."""
     for laid_out in files:
-        rows, file = laid_out.rows(), laid_out.file
-        while chunk := list(islice(rows, ROWS_PER_CHUNK)):
-            if key_of is not None and file.role == "train":
-                chunk = [_with_key(row, key_of) for row in chunk]
-            yield Chunk(laid_out.layout, file.source_index, chunk)
-
-
-def _with_key(row: RawRow, key_of: RowKey) -> RawRow:
-    if row.problem is not None:
-        return row
-    try:
-        return replace(row, order_key=key_of(row.value))
-    except RowProblem as problem:
-        return replace(row, problem=problem)
+        file = laid_out.file
+        for rows in read_chunks(file):
+            yield Chunk(laid_out.layout, file.source_index, rows, file.role == "train")
 
 
 def split_indices(config: Config, table: RowTable) -> dict[SplitName, NDArray[np.int64]]:
@@ -155,7 +150,8 @@ def split_indices(config: Config, table: RowTable) -> dict[SplitName, NDArray[np
     assigned = role_of_source[table.sources]
     from_train = np.flatnonzero(assigned == TRAIN)
     # Pieces of one long row stay together, so that no split sees a part of another one's row.
-    _, first, row_of = np.unique(table.rows[from_train], return_index=True, return_inverse=True)
+    is_first = np.diff(table.rows[from_train], prepend=-1) != 0
+    first, row_of = np.flatnonzero(is_first), np.cumsum(is_first) - 1
     validation = 0 if data.validation else data.validation_size
     test = 0 if data.test else data.test_size
     rows = split_rows(table.sources[from_train][first], validation, test, config.seed)

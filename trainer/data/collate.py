@@ -3,7 +3,7 @@
 A micro-batch is one padding-free row: examples one after another, position ids restarting at
 each, which is how transformers keeps attention from crossing between them.
 
-Letters: T tokens of a micro-batch, L positions in it that predict a labelled token.
+Letters: T tokens of a micro-batch, N examples in it, L positions that predict a labelled token.
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ class MicroBatch(NamedTuple):
     position_ids: torch.Tensor  # (1, T) int64
     label_positions: torch.Tensor  # (L,) int64, into T
     targets: torch.Tensor  # (L,) int64, the token that follows each label position
+    cu_seqlens: torch.Tensor  # (N + 1,) int32, always on the host: where examples begin, and T
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Move all but the boundaries; pinned memory is not waited for."""
+        moved = (tensor.to(device, non_blocking=True) for tensor in self)
+        return MicroBatch(*moved)._replace(cu_seqlens=self.cu_seqlens)
 
 
 class StepShare(TypedDict):
@@ -49,6 +55,7 @@ def collate(rows: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> Micr
             torch.zeros(1, 1, dtype=torch.int64),
             torch.zeros(0, dtype=torch.int64),
             torch.zeros(0, dtype=torch.int64),
+            torch.tensor([0, 1], dtype=torch.int32),
         )
     ids = np.concatenate([row_ids for row_ids, _ in rows]).astype(np.int64)
     positions = np.concatenate([np.arange(len(row_ids)) for row_ids, _ in rows])
@@ -59,6 +66,7 @@ def collate(rows: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> Micr
         torch.from_numpy(positions)[None],
         torch.from_numpy(targets - 1),
         torch.from_numpy(ids[targets]),
+        torch.from_numpy(np.cumsum([0, *(len(row_ids) for row_ids, _ in rows)], dtype=np.int32)),
     )
 
 

@@ -5,27 +5,33 @@ Shapes: E examples of a chunk, T tokens of all of them together.
 
 from __future__ import annotations
 
-import hashlib
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain, pairwise
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from trainer.data.chat import ChatTemplate, Span
-from trainer.data.problems import TOO_LONG_SKIPPED, RawRow, RowProblem
-from trainer.data.rows import Chat, Layout, Plain, to_example
+from trainer.data.examples import TooLong, digests_of, fit
+from trainer.data.lines import Lines
+from trainer.data.order import row_key
+from trainer.data.problems import RawRow, RowProblem
+from trainer.data.rows import CHAT_SHAPES, Chat, Layout, Plain, to_example
+from trainer.data.tokenise import Tokeniser, Tokens
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive rows of one file."""
+    """Consecutive rows of one file, as rows or as lines that are yet to be read."""
 
     layout: Layout
     source_index: int
-    rows: list[RawRow]
+    rows: list[RawRow] | Lines
+    is_train: bool = False
+    """Training rows get the key they are ordered by."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,11 @@ class EncodedChunk:
     num_labels: NDArray[np.int32]  # (E,) after the shift: mask[1:].sum()
     digests: NDArray[np.uint64]  # (E,) of ids and mask
     rows: NDArray[np.int32]  # (E,) position of the example's row in the chunk
+    row_keys: NDArray[np.float64]  # (E,) what the row is ordered by, NaN where that is not its own
     truncated: NDArray[np.bool_]  # (E,)
-    problems: list[tuple[int, RowProblem]]  # (position in the chunk, what is wrong)
+    problems: list[tuple[RawRow, RowProblem]]  # in the order of the rows
+    num_rows: int
+    num_bytes: int  # of the source (progress only)
 
 
 @dataclass(frozen=True)
@@ -50,8 +59,20 @@ class EncoderSettings:
     chat: ChatTemplate | None
     eos_token: str | None
     max_length: int
-    too_long: Literal["truncate", "split", "skip"]
+    too_long: TooLong
     train_on: Literal["assistant", "all"]
+    order: str = "shuffle"
+
+
+@dataclass
+class _Rendered:
+    """The rows of a chunk that could be rendered, and those that could not."""
+
+    texts: list[str]
+    spans: list[list[Span]]
+    positions: list[int]
+    keys: list[float]
+    problems: list[tuple[int, RawRow, RowProblem]]
 
 
 class Encoder:
@@ -69,6 +90,8 @@ class Encoder:
         eos = settings.eos_token
         ends_itself = bool(eos) and self.tokenizer.token_to_id(eos or "") in self.after
         self.eos = "" if ends_itself else (eos or "")
+        self._tokenise = Tokeniser(self.tokenizer)
+        self._key_of = row_key(settings.order)
 
     def _special_ids(self) -> tuple[list[int], list[int]]:
         """Return the ids the tokenizer itself puts before and after plain text."""
@@ -79,36 +102,49 @@ class Encoder:
 
     def encode(self, chunk: Chunk) -> EncodedChunk:
         """Make examples of a chunk's rows, in their order."""
-        positions: list[int] = []
-        texts: list[str] = []
-        spans: list[list[Span]] = []
-        problems: list[tuple[int, RowProblem]] = []
-        for position, row in enumerate(chunk.rows):
+        rows = chunk.rows if isinstance(chunk.rows, list) else list(chunk.rows.read())
+        rendered = self._render_all(rows, chunk)
+        tokens = self._tokenise(rendered.texts, rendered.spans)
+        if chunk.layout.shape not in CHAT_SHAPES and (self.before or self.after):
+            tokens = self._with_special(tokens)
+        splits = self.settings.too_long == "split" and chunk.layout.shape == "text"
+        fitted = fit(tokens, self.settings.max_length, self.settings.too_long, splits=splits)
+        positions = np.array(rendered.positions, np.int32)
+        problems = rendered.problems + [
+            (int(positions[text]), rows[positions[text]], problem)
+            for text, problem in fitted.problems
+        ]
+        return EncodedChunk(
+            fitted.ids,
+            fitted.mask,
+            fitted.lengths,
+            fitted.num_labels,
+            digests_of(fitted.ids, fitted.mask, fitted.lengths),
+            positions[fitted.texts],
+            np.array(rendered.keys, np.float64)[fitted.texts],
+            fitted.truncated,
+            [(row, problem) for _, row, problem in sorted(problems, key=lambda entry: entry[0])],
+            len(rows),
+            sum(row.num_bytes for row in rows),
+        )
+
+    def _render_all(self, rows: Iterable[RawRow], chunk: Chunk) -> _Rendered:
+        rendered = _Rendered([], [], [], [], [])
+        key_of = self._key_of if chunk.is_train else None
+        for position, row in enumerate(rows):
             try:
                 if row.problem is not None:
                     raise row.problem
+                key = math.nan if key_of is None else key_of(row.value)
                 text, labelled = self._render(row, chunk.layout)
             except RowProblem as problem:
-                problems.append((position, problem))
+                rendered.problems.append((position, row, problem))
                 continue
-            positions.append(position)
-            texts.append(text)
-            spans.append(labelled)
-        is_chat = chunk.layout.shape in ("instruction", "messages")
-        examples = _Examples([], [], [], [])
-        splits = self.settings.too_long == "split" and chunk.layout.shape == "text"
-        for position, ids, mask in zip(
-            positions, *self._tokenise(texts, spans, is_chat), strict=True
-        ):
-            try:
-                pieces = self._fit(ids, mask, splits)
-            except RowProblem as problem:
-                problems.append((position, problem))
-                continue
-            truncated = len(pieces) == 1 and len(pieces[0][0]) < len(ids)
-            for piece in pieces:
-                examples.add(position, *piece, truncated)
-        return examples.to_chunk(sorted(problems, key=lambda entry: entry[0]))
+            rendered.positions.append(position)
+            rendered.keys.append(key)
+            rendered.texts.append(text)
+            rendered.spans.append(labelled)
+        return rendered
 
     def _render(self, row: RawRow, layout: Layout) -> tuple[str, list[Span]]:
         learns_all = self.settings.train_on == "all"
@@ -127,112 +163,17 @@ class Encoder:
         text, labelled = chat.render_labelled(example.messages)
         return text, [(0, len(text))] if learns_all else labelled
 
-    def _tokenise(
-        self, texts: list[str], spans: list[list[Span]], is_chat: bool
-    ) -> tuple[list[NDArray[np.int32]], list[NDArray[np.uint8]]]:
-        """Encode all texts in one call and mask them."""
-        encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
-        ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
-        flat = label_mask(encodings, texts, spans)
-        masks = np.split(flat, np.cumsum([len(row) for row in ids])[:-1]) if ids else []
-        if is_chat or not (self.before or self.after):
-            return ids, masks
-        before, after = np.array(self.before, np.int32), np.array(self.after, np.int32)
-        ids = [np.concatenate((before, row, after)) for row in ids]
-        # What the tokenizer puts before is given, what it puts after (an end token) is learned.
-        given, learned = np.zeros(len(before), np.uint8), np.ones(len(after), np.uint8)
-        return ids, [np.concatenate((given, row, learned)) for row in masks]
-
-    def _fit(
-        self, ids: NDArray[np.int32], mask: NDArray[np.uint8], splits: bool
-    ) -> list[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
-        """Bring one example to at most `max_length` tokens. Raises RowProblem if none is left."""
-        limit, length = self.settings.max_length, len(ids)
-        if not mask[1:].any():
-            message = "no trainable token: nothing in this row is learned"
-            raise RowProblem("no trainable token", message)
-        if length <= limit:
-            return [(ids, mask)]
-        if self.settings.too_long == "skip":
-            raise RowProblem(TOO_LONG_SKIPPED, f"{length} tokens, max_length {limit}")
-        if not splits or limit < 2:
-            if not mask[1:limit].any():
-                prompt = int(np.argmax(mask))
-                message = (
-                    f"everything truncated away: {prompt} tokens of prompt, max_length {limit}; "
-                    "raise data.max_length or shorten the prompt"
-                )
-                raise RowProblem("everything truncated away", message)
-            return [(ids[:limit], mask[:limit])]
-        return [(ids[a:b], mask[a:b]) for a, b in piece_bounds(length, limit)]
-
-
-def piece_bounds(length: int, limit: int) -> list[tuple[int, int]]:
-    """Cut `length` tokens into consecutive pieces of at most `limit`.
-
-    A last piece of one token would have nothing to predict, so it takes one from its neighbour.
-    """
-    cuts = [*range(0, length, limit), length]
-    if limit > 2 and cuts[-1] - cuts[-2] == 1:
-        cuts[-2] -= 1
-    return list(pairwise(cuts))
-
-
-def label_mask(
-    encodings: list[Encoding], texts: list[str], spans: list[list[Span]]
-) -> NDArray[np.uint8]:
-    """Mark the tokens whose characters overlap a labelled span. Shapes: returns (T,).
-
-    All texts are laid end to end on one axis, so that one binary search serves the whole chunk.
-    """
-    counts = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
-    bases = np.concatenate(([0], np.cumsum([len(text) + 1 for text in texts])))[:-1]
-    offsets = chain.from_iterable(chain.from_iterable(e.offsets for e in encodings))
-    token = np.fromiter(offsets, np.int64, 2 * int(counts.sum())).reshape(-1, 2)
-    token += np.repeat(bases.astype(np.int64), counts)[:, None]
-    starts = np.array(
-        [b + s[0] for b, row in zip(bases, spans, strict=True) for s in row], np.int64
-    )
-    ends = np.array([b + s[1] for b, row in zip(bases, spans, strict=True) for s in row], np.int64)
-    if not len(ends):
-        return np.zeros(len(token), np.uint8)
-    # A token without characters of its own (a split-off word boundary) stands for the next one.
-    last = np.maximum(token[:, 1], token[:, 0] + 1)
-    span = np.searchsorted(ends, token[:, 0], side="right")
-    inside = span < len(ends)
-    inside[inside] = starts[span[inside]] < last[inside]
-    return inside.astype(np.uint8)
-
-
-@dataclass
-class _Examples:
-    ids: list[NDArray[np.int32]]
-    masks: list[NDArray[np.uint8]]
-    rows: list[int]
-    truncated: list[bool]
-
-    def add(
-        self, row: int, ids: NDArray[np.int32], mask: NDArray[np.uint8], truncated: bool
-    ) -> None:
-        self.ids.append(ids)
-        self.masks.append(mask)
-        self.rows.append(row)
-        self.truncated.append(truncated)
-
-    def to_chunk(self, problems: list[tuple[int, RowProblem]]) -> EncodedChunk:
-        digests = [
-            int.from_bytes(
-                hashlib.blake2b(a.tobytes() + b.tobytes(), digest_size=8).digest(), "big"
-            )
-            for a, b in zip(self.ids, self.masks, strict=True)
-        ]
-        return EncodedChunk(
-            ids=np.concatenate([*self.ids, np.empty(0, np.int32)]),
-            mask=np.concatenate([*self.masks, np.empty(0, np.uint8)]),
-            lengths=np.array([len(ids) for ids in self.ids], np.int32),
-            num_labels=np.array([mask[1:].sum() for mask in self.masks], np.int32),
-            digests=np.array(digests, np.uint64),
-            rows=np.array(self.rows, np.int32),
-            truncated=np.array(self.truncated, np.bool_),
-            problems=problems,
+    def _with_special(self, tokens: Tokens) -> Tokens:
+        """Add what the tokenizer puts around plain text: before is given, after is learned."""
+        ids, mask, lengths = tokens
+        num_before, num_after = len(self.before), len(self.after)
+        ends = np.cumsum(lengths)
+        # text by text: its start, its end; np.insert keeps this order where an end is a start too
+        edges = np.stack((ends - lengths, ends), axis=1).ravel()
+        where = np.repeat(edges, np.tile([num_before, num_after], len(lengths)))
+        new = np.tile(np.array([*self.before, *self.after], np.int32), len(lengths))
+        learned = np.tile(
+            np.repeat(np.array([0, 1], np.uint8), [num_before, num_after]), len(lengths)
         )
+        longer = lengths + num_before + num_after
+        return np.insert(ids, where, new), np.insert(mask, where, learned), longer

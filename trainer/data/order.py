@@ -6,14 +6,16 @@ import importlib
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.encode import EncodedChunk
 from trainer.data.problems import RowProblem
 from trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trainer.data.encode import EncodedChunk
 
 RowKey = Callable[[dict[str, Any]], float]
 
@@ -68,14 +70,10 @@ def _import(name: str) -> Callable[[dict[str, Any]], Any]:
     return function  # type: ignore[no-any-return]
 
 
-def example_keys(
-    order: str, chunk: EncodedChunk, first_row: int, row_keys: list[float]
-) -> NDArray[np.float64]:
+def example_keys(order: str, chunk: EncodedChunk, first_row: int) -> NDArray[np.float64]:
     """Return the key of every example of a chunk, NaN for a shuffle. Shapes: (E,)."""
-    if order.startswith(("column:", "function:")):
-        return np.array(row_keys, np.float64)[chunk.rows]
     if order == "given":
         return (chunk.rows + first_row).astype(np.float64)
     if order == "length":
         return chunk.lengths.astype(np.float64)
-    return np.full(len(chunk.lengths), np.nan)
+    return chunk.row_keys

@@ -9,23 +9,21 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
-from typing import TypeVar
 
 from trainer.data.encode import Chunk, EncodedChunk, Encoder, EncoderSettings
 from trainer.errors import EnvironmentProblem
 from trainer.interruption import stop_if_requested
 
-T = TypeVar("T")
-ROWS_PER_CHUNK = 1000
 # Starting processes costs about as much as encoding this many chunks.
 CHUNKS_THAT_PAY = 20
-_IN_FLIGHT_PER_WORKER = 2  # one being encoded, one waiting: bounds memory
+_IN_FLIGHT = 2  # per process: one being encoded, one waiting
+_MOST_WAITING = 24  # beside those, finished ones: bounds memory
 
-_encoder: Encoder | None = None  # one per worker process
+_encoder: Encoder | None = None  # one per other process
 
 
 def encode_all(
-    chunks: Iterable[Chunk], settings: EncoderSettings, workers: int | None
+    chunks: Iterable[Chunk], encoder: Encoder, workers: int | None
 ) -> Iterator[tuple[Chunk, EncodedChunk]]:
     """Encode every chunk, in order. `workers` None: one per core once there is enough work."""
     chunks = _stoppable(chunks)
@@ -37,11 +35,10 @@ def encode_all(
         workers = workers if len(head) == CHUNKS_THAT_PAY else 1
         chunks = chain(head, chunks)
     if not workers or workers == 1:
-        encoder = Encoder(settings)
         for chunk in chunks:
             yield chunk, encoder.encode(chunk)
         return
-    yield from _encode_in_processes(chunks, settings, workers)
+    yield from _encode_in_processes(chunks, encoder, workers - 1)
 
 
 def _stoppable(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
@@ -51,24 +48,28 @@ def _stoppable(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
 
 
 def _encode_in_processes(
-    chunks: Iterator[Chunk], settings: EncoderSettings, workers: int
+    chunks: Iterator[Chunk], encoder: Encoder, others: int
 ) -> Iterator[tuple[Chunk, EncodedChunk]]:
+    """Encode in other processes, and here whenever they have enough to do."""
     # spawn: forking a process whose libraries hold threads can deadlock
     pool = ProcessPoolExecutor(
-        workers,
+        others,
         multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(settings,),
+        initargs=(encoder.settings,),
     )
-    waiting: deque[tuple[Chunk, Future[EncodedChunk]]] = deque()
+    waiting: deque[tuple[Chunk, Future[EncodedChunk] | EncodedChunk]] = deque()
     try:
         for chunk in chunks:
-            waiting.append((chunk, pool.submit(_encode_in_worker, chunk)))
-            if len(waiting) >= workers * _IN_FLIGHT_PER_WORKER:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        for done, future in waiting:
-            yield done, future.result()
+            if sum(_is_unfinished(result) for _, result in waiting) < others * _IN_FLIGHT:
+                waiting.append((chunk, pool.submit(_encode_in_worker, chunk)))
+            else:
+                waiting.append((chunk, encoder.encode(chunk)))
+            too_many = others * _IN_FLIGHT + _MOST_WAITING
+            while waiting and (len(waiting) > too_many or not _is_unfinished(waiting[0][1])):
+                yield _result(*waiting.popleft())
+        for chunk, result in waiting:
+            yield _result(chunk, result)
     except BrokenProcessPool as error:
         raise EnvironmentProblem(
             "a process that prepares data died (killed, most likely for memory)",
@@ -76,6 +77,16 @@ def _encode_in_processes(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _is_unfinished(result: Future[EncodedChunk] | EncodedChunk) -> bool:
+    return isinstance(result, Future) and not result.done()
+
+
+def _result(
+    chunk: Chunk, result: Future[EncodedChunk] | EncodedChunk
+) -> tuple[Chunk, EncodedChunk]:
+    return chunk, result.result() if isinstance(result, Future) else result
 
 
 def _start_worker(settings: EncoderSettings) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,8 +43,6 @@ class RawRow:
     raw: str | None = None
     num_bytes: int = 0
     """Source bytes this row stands for (progress only)."""
-    order_key: float = math.nan
-    """What `data.order: column:` or `function:` sorts by."""
 
 
 @dataclass

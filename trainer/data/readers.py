@@ -5,16 +5,35 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from trainer.data.lines import (
+    BOM,
+    KEPT_CHARS,
+    Lines,
+    checked_object,
+    decoded_lines,
+    json_rows,
+    read_lines,
+)
 from trainer.data.problems import RawRow, RowProblem
 from trainer.data.sources import SourceFile
 from trainer.errors import DataError, EnvironmentProblem
 
-_BOM = b"\xef\xbb\xbf"
 _PARQUET_ROWS = 1000  # rows decoded at a time: bounds memory whatever the row group size
-_KEPT_CHARS = 2000  # of an unreadable line, in the list of skipped rows
+ROWS_PER_CHUNK = 1000  # rows that are encoded together: bounds memory
+
+
+def read_chunks(file: SourceFile) -> Iterator[list[RawRow] | Lines]:
+    """Read a file in portions of bounded size; JSON lines are not looked into."""
+    if file.kind == "jsonl":
+        yield from read_lines(file.path)
+        return
+    rows = read_rows(file)
+    while chunk := list(islice(rows, ROWS_PER_CHUNK)):
+        yield chunk
 
 
 def read_rows(file: SourceFile) -> Generator[RawRow, None, None]:
@@ -27,74 +46,24 @@ def read_rows(file: SourceFile) -> Generator[RawRow, None, None]:
     return _READERS[file.kind](Path(file.path))
 
 
-def _object_row(where: str, text: str, num_bytes: int) -> RawRow:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        message = f"malformed JSON: {error.msg} at column {error.colno}"
-        problem = RowProblem("malformed JSON", message)
-        return RawRow(where, {}, problem, text[:_KEPT_CHARS], num_bytes)
-    except RecursionError:
-        problem = RowProblem("malformed JSON", "malformed JSON: nested too deeply")
-        return RawRow(where, {}, problem, text[:_KEPT_CHARS], num_bytes)
-    return _checked_object(where, value, num_bytes)
-
-
-def _checked_object(where: str, value: Any, num_bytes: int) -> RawRow:
-    if isinstance(value, dict):
-        return RawRow(where, value, num_bytes=num_bytes)
-    message = f"the row is a JSON {_json_type(value)}, it must be an object with named columns"
-    problem = RowProblem("not an object", message)
-    return RawRow(where, {}, problem, json.dumps(value)[:_KEPT_CHARS], num_bytes)
-
-
-def _json_type(value: Any) -> str:
-    names = {list: "array", str: "string", bool: "boolean", int: "number", float: "number"}
-    return names.get(type(value), "null")
-
-
-def _decoded_lines(path: Path) -> Iterator[tuple[str, str, RowProblem | None, int]]:
-    """Yield (where, text, problem, bytes) per non-blank line; bad UTF-8 gets its byte offset."""
-    offset = 0
-    with path.open("rb") as file:
-        for number, read in enumerate(file, 1):
-            where, line, size, start = f"{path}:{number}", read, len(read), offset
-            offset += size
-            if number == 1 and line.startswith(_BOM):
-                line, start = line[len(_BOM) :], start + len(_BOM)
-            try:
-                text = line.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                message = (
-                    f"bad UTF-8: byte 0x{line[error.start]:02x} at byte {error.start} of the line "
-                    f"(byte {start + error.start} of the file); text must be UTF-8"
-                )
-                yield where, repr(line[:_KEPT_CHARS]), RowProblem("bad UTF-8", message), size
-                continue
-            if text.strip():
-                yield where, text, None, size
-
-
 def _read_jsonl(path: Path) -> Generator[RawRow, None, None]:
-    for where, text, problem, size in _decoded_lines(path):
-        if problem is None:
-            yield _object_row(where, text, size)
-        else:
-            yield RawRow(where, {}, problem, text, size)
+    with path.open("rb") as file:
+        yield from json_rows(decoded_lines(path, file))
 
 
 def _read_txt(path: Path) -> Generator[RawRow, None, None]:
-    for where, text, problem, size in _decoded_lines(path):
-        if problem is None:
-            yield RawRow(where, {"text": text}, num_bytes=size)
-        else:
-            yield RawRow(where, {}, problem, text, size)
+    with path.open("rb") as file:
+        for where, text, problem, size in decoded_lines(path, file):
+            if problem is None:
+                yield RawRow(where, {"text": text}, num_bytes=size)
+            else:
+                yield RawRow(where, {}, problem, text, size)
 
 
 def _read_json(path: Path) -> Generator[RawRow, None, None]:
     """Yield rows of an array, of the one list inside an object, or of JSON lines named .json."""
     try:
-        text = path.read_bytes().removeprefix(_BOM).decode("utf-8")
+        text = path.read_bytes().removeprefix(BOM).decode("utf-8")
     except UnicodeDecodeError as error:
         message = f"{path}: bad UTF-8: byte 0x{error.object[error.start]:02x} at byte {error.start}"
         raise DataError(message, rule="text must be UTF-8", fix="re-encode the file") from error
@@ -112,7 +81,7 @@ def _read_json(path: Path) -> Generator[RawRow, None, None]:
         ) from error
     start = _start_of_list(path, text, whole)
     if start is None:
-        yield _checked_object(f"{path}:1", whole, len(text))
+        yield checked_object(f"{path}:1", whole, len(text))
         return
     yield from _array_items(path, text, start)
 
@@ -163,7 +132,7 @@ def _array_items(path: Path, text: str, start: int) -> Iterator[RawRow]:
         line += text.count("\n", counted, position)
         counted = position
         value, position = decoder.raw_decode(text, position)
-        yield _checked_object(f"{path}:{line}", value, position - counted)
+        yield checked_object(f"{path}:{line}", value, position - counted)
 
 
 def _read_csv(path: Path, delimiter: str = ",") -> Generator[RawRow, None, None]:
@@ -209,7 +178,7 @@ def _csv_row(where: str, header: list[str], cells: list[str]) -> RawRow:
             message = f"bad UTF-8: byte 0x{byte:02x} at byte {at} of the field; text must be UTF-8"
             problem = RowProblem("bad UTF-8", message, name)
     if problem is not None:
-        return RawRow(where, {}, problem, repr(cells)[:_KEPT_CHARS], num_bytes)
+        return RawRow(where, {}, problem, repr(cells)[:KEPT_CHARS], num_bytes)
     return RawRow(where, dict(zip(header, cells, strict=True)), num_bytes=num_bytes)
 
 
