@@ -28,9 +28,9 @@ from trainer.kernels.packed_attention import PACKED, boundaries_mask
 LossWay = Literal["chunked", "selected", "full"]
 """How logits are made: of a few labelled positions at a time, of all labelled, of all positions."""
 
-# Of one piece: on a CPU no more than its caches and malloc's reuse like (16 MiB in fp32), on a GPU
-# enough for its matrix units (128 positions of a vocabulary of 128k, 64 MiB).
-_LOGITS_OF_PIECE = {"cpu": 2**22}
+# Of one piece: on a CPU no more than malloc reuses (32 MiB in fp32), on a GPU enough for its matrix
+# units (128 positions of a vocabulary of 128k, 64 MiB).
+_LOGITS_OF_PIECE = {"cpu": 2**23}
 _LOGITS_OF_PIECE_GPU = 2**24
 
 
@@ -129,7 +129,7 @@ def _forward_with_loss(causal: Any, logits_of_piece: int) -> Callable[..., Any]:
 
         def head(piece: Tensor) -> Tensor:
             with _answering(causal, type(decoded)(last_hidden_state=piece[None])):
-                logits: Tensor = plain(input_ids=None, use_cache=False).logits[0]
+                logits: Tensor = plain(input_ids=None, use_cache=False).logits
             return logits
 
         rows = max(1, logits_of_piece // causal.config.get_text_config().vocab_size)
@@ -181,7 +181,7 @@ def _loss_alone(
     for start in range(0, len(hidden), rows):
         here = slice(start, start + rows)
         total += functional.cross_entropy(
-            head(hidden[here]).float(), targets[here], reduction="sum"
+            head(hidden[here])[0].float(), targets[here], reduction="sum"
         )
     return total
 
@@ -214,12 +214,12 @@ class _PiecewiseLoss(torch.autograd.Function):
             with torch.enable_grad():
                 piece = hidden[here].detach().requires_grad_()
                 logits = head(piece)
-            losses, d_logits = _losses_and_gradient(logits.detach(), targets[here])
+            losses, d_logits = _losses_and_gradient(logits.detach()[0], targets[here])
             total += losses.sum()
             inputs = [piece, *trained]
             asked = [index for index, need in enumerate(wanted) if need]
             gradients = torch.autograd.grad(
-                logits, [inputs[index] for index in asked], d_logits, allow_unused=True
+                logits, [inputs[index] for index in asked], d_logits[None], allow_unused=True
             )
             for index, gradient in zip(asked, gradients, strict=True):
                 place = sums[index]

@@ -32,9 +32,9 @@ _SHORT_TOKENS = 48
 
 
 @kernel
-def _softmax(scores: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _softmax(scores: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Shapes: scores (B, h, R, C), bias (R, C) -> exponentials, their sums and log-sums."""
-    biased = scores.float() + bias
+    biased = scores.float() * scale + bias
     highest = biased.amax(-1, keepdim=True)
     exponentials = torch.exp(biased - highest)
     sums = exponentials.sum(-1, keepdim=True)
@@ -43,14 +43,14 @@ def _softmax(scores: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @kernel
 def _softmax_backward(
-    scores: Tensor, d_probabilities: Tensor, bias: Tensor, log_sums: Tensor
+    scores: Tensor, d_probabilities: Tensor, bias: Tensor, log_sums: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Return the probabilities again, and the gradient of the scores."""
-    probabilities = torch.exp(scores.float() + bias - log_sums)
+    probabilities = torch.exp(scores.float() * scale + bias - log_sums)
     weighted = probabilities * d_probabilities.float()
     # The mean from the same products: that of output and its gradient, the usual way round, loses
     # a digit where the two nearly cancel.
-    d_scores = weighted - probabilities * weighted.sum(-1, keepdim=True)
+    d_scores = (weighted - probabilities * weighted.sum(-1, keepdim=True)) * scale
     return probabilities.to(scores.dtype), d_scores.to(scores.dtype)
 
 
@@ -209,7 +209,7 @@ def forward(
     Units: `window` keys, the token's own included; 0 for all.
     """
     layout = _layout(tuple(boundaries.tolist()), query.shape[1], key.shape[1], query.device)
-    queries = layout.queries.gathered(query).mul_(scale)
+    queries = layout.queries.gathered(query)
     keys, values = layout.keys.gathered(key), layout.keys.gathered(value)
     output = queries.new_empty(len(queries), value.shape[-1])
     log_sums = queries.new_empty(len(queries), 1, dtype=torch.float32)
@@ -219,8 +219,8 @@ def forward(
         for band in _bands(block.length, window, query):
             here, seen = slice(band.first, band.end), slice(band.first_key, band.end)
             scores = _products(q[:, :, here], k[:, seen].transpose(1, 2))
-            weights, sums, kept[:, :, here] = _softmax(scores, band.bias)
-            out[:, :, here] = _products(weights, v[:, seen]) / sums
+            weights, sums, kept[:, :, here] = _softmax(scores, band.bias, scale)
+            torch.div(_products(weights, v[:, seen]), sums, out=out[:, :, here])
     return layout.queries.scattered(output), layout.queries.scattered(log_sums)
 
 
@@ -238,7 +238,7 @@ def backward(
     query, key, value, boundaries = inputs
     layout = _layout(tuple(boundaries.tolist()), query.shape[1], key.shape[1], query.device)
     order = layout.queries
-    queries, d_outputs = order.gathered(query).mul_(scale), order.gathered(d_output)
+    queries, d_outputs = order.gathered(query), order.gathered(d_output)
     log_sums = order.gathered(log_sums)
     keys, values = layout.keys.gathered(key), layout.keys.gathered(value)
     d_queries, d_keys, d_values = (
@@ -260,12 +260,13 @@ def backward(
                 _products(d_out[:, :, here], v[:, seen].transpose(1, 2)),
                 band.bias,
                 kept[:, :, here],
+                scale,
             )
             dq[:, :, here] = _products(d_scores, k[:, seen])
-            dk[:, seen] += _over_rows(d_scores, q[:, :, here])
-            dv[:, seen] += _over_rows(weights, d_out[:, :, here])
+            _add_over_rows(dk[:, seen], d_scores, q[:, :, here])
+            _add_over_rows(dv[:, seen], weights, d_out[:, :, here])
     return (
-        order.scattered(d_queries.mul_(scale)),
+        order.scattered(d_queries),
         layout.keys.scattered(d_keys),
         layout.keys.scattered(d_values),
     )
@@ -279,6 +280,9 @@ def _products(rows: Tensor, others: Tensor) -> Tensor:
     )
 
 
-def _over_rows(weights: Tensor, rows: Tensor) -> Tensor:
-    """Sum over the heads that share a key. Shapes: (B, h, R, C), (B, h, R, D) -> (B, C, D)"""
-    return torch.bmm(weights.flatten(1, 2).transpose(1, 2), rows.flatten(1, 2))
+def _add_over_rows(sums: Tensor, weights: Tensor, rows: Tensor) -> None:
+    """Add up over the query heads of a key head, too.
+
+    Shapes: sums (B, C, D), weights (B, h, R, C), rows (B, h, R, D)
+    """
+    sums.baddbmm_(weights.flatten(1, 2).transpose(1, 2), rows.flatten(1, 2))
