@@ -47,7 +47,7 @@ class LossPlan:
 
 def prepare_loss(model: nn.Module, device_type: str, *, chunked: bool = True) -> LossPlan:
     """Choose the leanest way this architecture allows, and make the model ready for it."""
-    causal = _causal_model(model)
+    causal = causal_model(model)
     attention = causal.config._attn_implementation
     way: LossWay = "full"
     if "logits_to_keep" in inspect.signature(causal.forward).parameters:
@@ -94,7 +94,7 @@ def _boundaries(micro_batch: MicroBatch, plan: LossPlan) -> dict[str, Any]:
     return {}
 
 
-def _causal_model(model: nn.Module) -> Any:
+def causal_model(model: nn.Module) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 

@@ -28,12 +28,14 @@ from trainer.data.collate import (
 )
 from trainer.data.store import PreparedData, PreparedSplit, SplitName
 from trainer.errors import TrainingFailed
+from trainer.flops import model_flops, peak_flops
 from trainer.loss import LossPlan, summed_loss
 from trainer.memory_report import memory_metrics
 from trainer.neftune import EmbeddingNoise
 from trainer.resumable import ResumableTrainer
 from trainer.run_directory import RunDirectory
 from trainer.schedule import BatchPlan, scheduler_arguments
+from trainer.throughput import Throughput
 from trainer.world import World
 
 # Trainer's prefix of a metric -> the split it was measured on.
@@ -106,9 +108,13 @@ class RankZeroTrainer(ResumableTrainer):
     ) -> None:
         self.config, self.plan, self.data, self.world = config, plan, data, world
         self.loss_plan = loss_plan
-        self._tokens_at_log, self._time_at_log = 0, time.perf_counter()
         self._evaluation_datasets: dict[SplitName, EvaluationDataset] = {}
         super().__init__(**arguments)
+        self.throughput = Throughput(
+            model_flops(self.model),
+            world_size=world.world_size,
+            peak=peak_flops(self.args.device),
+        )
         self.remove_callback(PrinterCallback)
         alpha = config.training.neftune_noise_alpha
         self.noise = None if alpha is None else EmbeddingNoise(self.model, alpha)
@@ -187,7 +193,8 @@ class RankZeroTrainer(ResumableTrainer):
                 loss = scale * summed_loss(model, moved, self.loss_plan)
                 self.accelerator.backward(loss)
             total += loss.detach()
-        self.tokens_seen += inputs["num_tokens"]
+        self.tokens_seen += int(inputs["lengths"].sum())
+        self.throughput.add(inputs)
         self.close_step()
         return total
 
@@ -289,12 +296,9 @@ class RankZeroTrainer(ResumableTrainer):
             logs.update(self._rates())
         if "loss" in logs:
             self._require_finite(logs["loss"], "training loss")
-            now = time.perf_counter()
-            tokens, seconds = self.tokens_seen - self._tokens_at_log, now - self._time_at_log
-            logs["tokens_per_second"] = tokens / seconds
+            logs.update(self.throughput.read())
             logs["tokens"] = self.tokens_seen
             logs.update(memory_metrics(self.args.device))
-            self._tokens_at_log, self._time_at_log = self.tokens_seen, now
         super().log(logs)
 
     def _rates(self) -> dict[str, float]:
@@ -326,5 +330,5 @@ class RankZeroTrainer(ResumableTrainer):
         started = time.perf_counter()
         yield
         seconds = time.perf_counter() - started
-        self._time_at_log += seconds
+        self.throughput.leave_out(seconds)
         self._seconds_stopped += seconds

@@ -80,5 +80,11 @@ def training_line(step: int, num_steps: int, logs: dict[str, float], mean_loss: 
         f"step {step:>5}/{num_steps}  epoch {logs['epoch']:.2f}  loss {logs['loss']:.4f}  "
         f"mean {mean_loss:.4f}  rate {logs['learning_rate']:.2e}  "
         f"grad {logs.get('grad_norm', float('nan')):.2f}  "
-        f"{logs['tokens_per_second']:,.0f} tokens/s  {memory:.1f} GiB"
+        f"{logs['tokens_per_second']:,.0f} tokens/s  {_arithmetic(logs)}  {memory:.1f} GiB"
     )
+
+
+def _arithmetic(logs: dict[str, float]) -> str:
+    if "mfu" in logs:
+        return f"MFU {100 * logs['mfu']:.1f} %"
+    return f"{logs['tflops_per_second']:.3g} TFLOP/s"

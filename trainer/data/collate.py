@@ -37,11 +37,11 @@ class MicroBatch(NamedTuple):
 
 
 class StepShare(TypedDict):
-    """What one rank computes in one step; the two counts are of the whole global batch."""
+    """What one rank computes in one step; labels and lengths are of the whole global batch."""
 
     micro_batches: list[MicroBatch]
     num_labels: int
-    num_tokens: int
+    lengths: torch.Tensor  # (G,) int32, tokens of each example
 
 
 def collate(rows: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> MicroBatch:
@@ -111,7 +111,7 @@ class StepDataset(Dataset[StepShare]):
                 for members in shares[self.rank]
             ],
             num_labels=int(self.split.num_labels[examples].sum()),
-            num_tokens=int(lengths.sum()),
+            lengths=torch.from_numpy(lengths),
         )
 
 
