@@ -199,7 +199,8 @@ def measure(command: list[str]) -> dict[str, Any]:
 class Memory(threading.Thread):
     """Samples the memory of a process and all its children; keeps the peak.
 
-    Units: PSS, in which a page that several processes share counts once; mapped files included.
+    A page that several processes share counts once. Pages of mapped files do not count: the
+    system takes them back when it needs room.
     """
 
     def __init__(self, pid: int) -> None:
@@ -218,7 +219,8 @@ class Memory(threading.Thread):
                 lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
             except OSError:  # it ended just now
                 continue
-            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
+            kinds = ("Pss_Anon:", "Pss_Shmem:")
+            total += sum(int(line.split()[1]) for line in lines if line.startswith(kinds)) * 1024
         self.peak_bytes = max(self.peak_bytes, total)
 
     def stop(self) -> None:

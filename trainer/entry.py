@@ -29,7 +29,7 @@ _ENVIRONMENT = {
     # Threads that wait spin briefly, then sleep. By default they spin long, and with one other busy
     # process on two cores SmolLM2 trained at 14 tokens/s instead of 119; idle, nothing is lost
     # (docs/log.md). Read when torch loads GNU OpenMP.
-    "GOMP_SPINCOUNT": "1000",
+    "GOMP_SPINCOUNT": "10000",
     # What torch.compile made is found again by the next run, in a container too.
     "TORCHINDUCTOR_CACHE_DIR": str(cache_root() / "compiled"),
 }

@@ -80,8 +80,8 @@ def describe(table: RowTable, index: NDArray[np.int64]) -> dict[str, Any]:
     if not len(index):
         return {"rows": 0, "examples": 0, "tokens": 0, "label_tokens": 0}
     lengths, rows = table.lengths[index], table.rows[index]
-    unique_positions = np.unique(index)
-    num_rows_once = len(np.unique(rows))
+    unique_positions = _distinct(index)
+    num_rows_once = len(_distinct(rows))
     repeats = len(index) - len(unique_positions)
     low, mid, high = np.percentile(lengths, [0, 50, 95])
     return {
@@ -104,6 +104,13 @@ def describe(table: RowTable, index: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
+def _distinct(ascending: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Leave out what repeats the number before it. Takes less memory than to sort once more."""
+    is_first = np.ones(len(ascending), np.bool_)
+    is_first[1:] = ascending[1:] != ascending[:-1]
+    return ascending[is_first]
+
+
 def _extra_pieces(table: RowTable, index: NDArray[np.int64]) -> int:
     """Count examples that continue the row before them."""
     continues = np.zeros(len(table), np.bool_)
@@ -115,7 +122,7 @@ def count_duplicates(
     table: RowTable, indices: dict[SplitName, NDArray[np.int64]]
 ) -> dict[str, int]:
     """Count equal examples (same ids, same mask) inside train, and shared with the other splits."""
-    train = table.digests[np.unique(indices["train"])]
+    train = table.digests[_distinct(indices["train"])]
     distinct = np.unique(train)
     counts = {"inside_train": len(train) - len(distinct)}
     for name in ("validation", "test"):
