@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast chaos check format bench image lock clean
+.PHONY: help setup demo test test-fast chaos check format bench bench-gpu image lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ bench: setup $(QUICKSTART_MODEL)/config.json ## preparation, start-up and checkp
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/checkpoint.py --model $(QUICKSTART_MODEL)
+
+bench-gpu: setup ## ten minutes on one NVIDIA GPU, without network (BENCH_GPU=... passes options on)
+	$(BIN)/python -m benchmarks.gpu $(BENCH_GPU)
 
 image: ## the container image; BASE_IMAGE=... takes another base, IMAGE_TOOL=podman another builder
 	$(IMAGE_TOOL) build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --tag $(IMAGE) .

@@ -88,16 +88,20 @@ def assign(
     """
     if len(lengths) and int(lengths.max()) > max_tokens:
         raise ValueError(f"an example of {int(lengths.max())} tokens exceeds {max_tokens}")
-    longest_first = [int(i) for i in np.argsort(-lengths.astype(np.int64), kind="stable")]
-    tight = _fill_tightly(lengths, longest_first, max_tokens, max_examples)
-    fewest = math.ceil(int(lengths.sum()) / (world_size * max_tokens))
-    enough = max(1, math.ceil(len(tight) / world_size))
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    longest_first = list(zip(order.tolist(), lengths[order].tolist(), strict=True))
+    low = max(1, math.ceil(int(lengths.sum()) / (world_size * max_tokens)))
+    even = _fill_evenly(longest_first, low * world_size, max_tokens, max_examples)
+    if even is not None:  # as it nearly always is
+        return _deal(lengths, even, world_size)
+    tight = _fill_tightly(longest_first, max_tokens, max_examples)
+    high = max(1, math.ceil(len(tight) / world_size))
     # Tight bins always fit; even ones are wanted, and may fit into fewer.
-    best = tight + [[]] * (enough * world_size - len(tight))
-    low, high = max(1, fewest), enough
+    best = tight + [[]] * (high * world_size - len(tight))
+    low += 1
     while low <= high:
         middle = (low + high) // 2
-        even = _fill_evenly(lengths, longest_first, middle * world_size, max_tokens, max_examples)
+        even = _fill_evenly(longest_first, middle * world_size, max_tokens, max_examples)
         if even is None:
             low = middle + 1
         else:
@@ -106,10 +110,7 @@ def assign(
 
 
 def _fill_tightly(
-    lengths: NDArray[np.int32],
-    longest_first: list[int],
-    max_tokens: int,
-    max_examples: int | None,
+    longest_first: list[tuple[int, int]], max_tokens: int, max_examples: int | None
 ) -> list[list[int]]:
     """Longest example first, each into the fullest bin that takes it: few bins.
 
@@ -117,8 +118,7 @@ def _fill_tightly(
     """
     bins: list[list[int]] = []
     open_bins: list[tuple[int, int]] = []  # (room left, bin), ascending
-    for position in longest_first:
-        length = int(lengths[position])
+    for position, length in longest_first:
         place = bisect_left(open_bins, (length, -1))
         if place < len(open_bins):
             room, number = open_bins.pop(place)
@@ -132,8 +132,7 @@ def _fill_tightly(
 
 
 def _fill_evenly(
-    lengths: NDArray[np.int32],
-    longest_first: list[int],
+    longest_first: list[tuple[int, int]],
     num_bins: int,
     max_tokens: int,
     max_examples: int | None,
@@ -145,17 +144,16 @@ def _fill_evenly(
     """
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     heap = [(0, number) for number in range(num_bins)]
-    for position in longest_first:
-        length = int(lengths[position])
-        tokens, number = heapq.heappop(heap)
-        while max_examples is not None and len(bins[number]) >= max_examples:
+    for position, length in longest_first:
+        while max_examples is not None and len(bins[heap[0][1]]) >= max_examples:
+            heapq.heappop(heap)
             if not heap:
                 return None
-            tokens, number = heapq.heappop(heap)
+        tokens, number = heap[0]
         if tokens + length > max_tokens:
             return None
         bins[number].append(position)
-        heapq.heappush(heap, (tokens + length, number))
+        heapq.heapreplace(heap, (tokens + length, number))
     return bins
 
 
@@ -165,7 +163,8 @@ def _deal(lengths: NDArray[np.int32], bins: list[list[int]], world_size: int) ->
     Ranks wait for each other at each micro-batch under ZeRO-3, so neighbours in size go to the
     same k; the direction alternates so that no rank always gets the longer one.
     """
-    by_size = sorted(bins, key=lambda members: -int(lengths[members].sum()) if members else 0)
+    sizes = lengths.tolist()
+    by_size = sorted(bins, key=lambda members: -sum(map(sizes.__getitem__, members)))
     ranks: Assignment = [[] for _ in range(world_size)]
     for start in range(0, len(by_size), world_size):
         row = by_size[start : start + world_size]

@@ -1,0 +1,1 @@
+"""Training beside its peers on one machine: `python -m benchmarks.train --help`."""
