@@ -191,7 +191,7 @@ def measure(command: list[str]) -> dict[str, Any]:
             memory.start()
     drain.join()
     if process.wait() or "seconds" not in result:
-        sys.exit("".join(errors[-20:]))
+        sys.exit(f"{' '.join(command)}: exit code {process.returncode}\n{''.join(errors[-20:])}")
     result.pop("ready")
     return {**result, "peak_mib": memory.peak_bytes / MIB}
 
