@@ -1,8 +1,8 @@
 """How evenly a step is split over ranks, and how fast: `python benchmarks/batching.py`.
 
 A million rows of lognormal length (half under 300 tokens, up to 4,096), 16 examples a rank and
-step, micro-batches of at most 8,192 tokens. Every rank computes the whole assignment, alone. Cost: what a
-rank computes of an 8B model, attention included, so tokens and their squares.
+step, micro-batches of at most 8,192 tokens. Every rank computes the whole assignment, alone. Cost:
+what a rank computes of an 8B model, attention included, so tokens and their squares.
 """
 
 from __future__ import annotations

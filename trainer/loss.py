@@ -95,6 +95,7 @@ def _boundaries(micro_batch: MicroBatch, plan: LossPlan) -> dict[str, Any]:
 
 
 def causal_model(model: nn.Module) -> Any:
+    """Return the transformers model inside PEFT's wrapper, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 

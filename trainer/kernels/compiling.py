@@ -21,7 +21,6 @@ from trainer.errors import EnvironmentProblem
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
-
 # Compiling takes about as long as it saves on this many tokens: SmolLM2, two cores with AMX, 35 s
 # and 1.2 ms a token (docs/log.md). Larger models win it back sooner.
 _WORTHWHILE_TOKENS = 100_000
@@ -64,11 +63,15 @@ class _Switch:
 
 def kernel(function: Kernel) -> Kernel:
     """Run a function of tensors as it is, and compiled once `compile_training` was called."""
-    compiled = torch.compile(function, dynamic=True)
+    compiled: list[Callable[..., Any]] = []
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
-        return compiled(*arguments) if _Switch.on else function(*arguments)
+        if not _Switch.on:
+            return function(*arguments)
+        if not compiled:  # not before: the compiler takes a second to import
+            compiled.append(torch.compile(function, dynamic=True))
+        return compiled[0](*arguments)
 
     return call  # type: ignore[return-value]
 

@@ -5,11 +5,12 @@ which transformers hands to every layer as it is. So they are made once per micr
 host, and no dense mask exists. Without them (generation) the same name is PyTorch's SDPA.
 
 On CUDA `torch.nn.attention.varlen` (FlashAttention, part of PyTorch); elsewhere
-`trainer.kernels.segment_attention`.
+`trainer.kernels.segment_attention`, written for the CPU.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -41,29 +42,39 @@ def why_not_packed(
     architecture: PreTrainedConfig, model_class: Any, device_type: str, precision: str
 ) -> str:
     """Return why a model cannot use it, or nothing. `model_class`: None for unknown code."""
+    return _why_not_for(architecture, model_class) or _why_not_on(device_type, precision)
+
+
+def _why_not_for(architecture: PreTrainedConfig, model_class: Any) -> str:
     text = architecture.get_text_config()
     if model_class is None or not (
-        model_class._supports_attention_backend and model_class._supports_flash_attn
+        model_class._supports_attention_backend
+        and model_class._supports_flash_attn  # else it may keep its window to itself
+        and model_class._supports_sdpa  # else its attention is more than attention, as with sinks
     ):
-        return "the architecture does not call attention through transformers' interface"
+        return "the architecture does not call plain attention through transformers' interface"
     if not getattr(text, "is_causal", True):
         return "its attention is not causal"
     if set(getattr(text, "layer_types", None) or ()) - _KNOWN_LAYERS:
         return "some of its layers are not plain attention"
     if getattr(text, "attn_logit_softcapping", None):
         return "its attention scores are capped"
-    if getattr(text, "attention_dropout", 0.0) or getattr(text, "attn_pdrop", 0.0):
-        return "its attention has dropout"
-    return _why_not_on_cuda(precision) if device_type == "cuda" else ""
+    has_dropout = getattr(text, "attention_dropout", 0.0) or getattr(text, "attn_pdrop", 0.0)
+    return "its attention has dropout" if has_dropout else ""
 
 
-def _why_not_on_cuda(precision: str) -> str:
+def _why_not_on(device_type: str, precision: str) -> str:
+    if device_type != "cuda":
+        return "" if device_type == "cpu" else f"it has not been tried on {device_type}"
     if precision == "fp32":
         return "its kernels compute in 16 bit only"
     try:
-        from torch.nn.attention import varlen  # noqa: F401
+        from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return "this PyTorch has no torch.nn.attention.varlen"
+    needed = {"window_size", "enable_gqa", "scale"}
+    if not needed <= inspect.signature(varlen_attn).parameters.keys():
+        return "torch.nn.attention.varlen of this PyTorch knows no windows or shared keys"
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
         return "its kernels need an Ampere GPU or newer"
     return ""
@@ -85,6 +96,8 @@ def packed_attention(
         options |= {"scaling": scaling, "dropout": dropout}
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return output, None
+    if options.get("softcap") is not None or options.get("s_aux") is not None:
+        raise NotImplementedError("packed attention knows neither caps nor sinks")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     boundaries = attention_mask[0, 0, 0]
     window = sliding_window or 0

@@ -1,4 +1,4 @@
-"""Causal attention within the segments of one packed row, as dense products. CPU and MPS.
+"""Causal attention within the segments of one packed row, as dense products, for the CPU.
 
 Segments of like length are padded to one block and go through batched matrix products, in bands of
 query rows so that no more than the causal half is computed. PyTorch's own CPU attention in bfloat16
