@@ -71,10 +71,10 @@ def test_the_longest_rows_are_tried_with_the_optimizers_state_in_memory(tmp_path
 def test_a_rung_of_the_ladder_turns_off_what_it_says(tmp_path: Path) -> None:
     case = dry_sizes().mixed(TINY)
     shipped = ours.build(case, tmp_path / "shipped")
-    assert (shipped.config.model.attention, shipped.select_logits) == ("auto", True)
+    assert (shipped.config.model.attention, shipped.loss_plan.way) == ("auto", "chunked")
     packed = next(rung for rung in LADDER if rung.title == "packed rows")
     off = ours.build(case.with_(**packed.changes), tmp_path / "off")
-    assert (off.config.model.attention, off.select_logits) == ("sdpa", False)
+    assert (off.config.model.attention, off.loss_plan.way) == ("sdpa", "full")
 
 
 class FakeEvent:
