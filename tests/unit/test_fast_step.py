@@ -238,6 +238,24 @@ def test_adapters_can_still_be_switched_off() -> None:
         torch.testing.assert_close(model(input_ids=ids).logits, without)
 
 
+def test_full_fine_tuning_in_autocast_attends_in_16_bits() -> None:
+    """Float32 masters leave queries and keys in float32 beside values in bfloat16."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(architecture_of("llama"), attn_implementation=PACKED)
+    plain = copy.deepcopy(model)
+    plain.set_attn_implementation("sdpa")
+    micro_batch = collate(make_rows())
+    losses = []
+    for one in (model, plain):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = summed_loss(one, micro_batch, prepare_loss(one, "cpu"))
+        loss.backward()
+        losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    found, wanted = (one.model.layers[0].self_attn.q_proj.weight.grad for one in (model, plain))
+    assert float((found - wanted).norm() / wanted.norm()) < 0.05
+
+
 def test_dropout_and_variants_stay_with_peft() -> None:
     base = AutoModelForCausalLM.from_config(architecture_of("llama"))
     for options in ({"lora_dropout": 0.1}, {"use_dora": True}):

@@ -98,6 +98,8 @@ def packed_attention(
         return output, None
     if options.get("softcap") is not None or options.get("s_aux") is not None:
         raise NotImplementedError("packed attention knows neither caps nor sinks")
+    # Under autocast queries and keys may leave their rotation in fp32; SDPA is cast by autocast.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     boundaries = attention_mask[0, 0, 0]
     window = sliding_window or 0
