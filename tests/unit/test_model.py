@@ -200,7 +200,7 @@ def test_attention_choice(monkeypatch: pytest.MonkeyPatch) -> None:
             choose("flash_attention_2", device, precision)
     monkeypatch.setattr(attention_module, "is_flash_attn_2_available", lambda: False)
     assert choose("auto", "cuda") == "packed"
-    with pytest.raises(EnvironmentProblem, match=r"packed cannot be used: .*scores are capped"):
+    with pytest.raises(EnvironmentProblem, match="packed cannot be used"):
         choose("packed", "cpu", architecture="gemma2")
     with pytest.raises(EnvironmentProblem, match="not installed"):
         choose("flash_attention_2", "cuda")
