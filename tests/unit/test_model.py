@@ -200,8 +200,12 @@ def test_attention_choice(monkeypatch: pytest.MonkeyPatch) -> None:
             choose("flash_attention_2", device, precision)
     monkeypatch.setattr(attention_module, "is_flash_attn_2_available", lambda: False)
     assert choose("auto", "cuda") == "packed"
-    with pytest.raises(EnvironmentProblem, match="packed cannot be used"):
+    with pytest.raises(EnvironmentProblem, match=r"packed cannot be used: .*plain attention"):
         choose("packed", "cpu", architecture="gemma2")
+    capped = AutoConfig.for_model("gemma3_text", attn_logit_softcapping=30.0)
+    packed = ModelConfig.model_validate({"name": "m", "attention": "packed"})
+    with pytest.raises(EnvironmentProblem, match=r"packed cannot be used: .*scores are capped"):
+        choose_attention(packed, "cpu", "bf16", capped)
     with pytest.raises(EnvironmentProblem, match="not installed"):
         choose("flash_attention_2", "cuda")
 

@@ -21,8 +21,8 @@ from trainer.errors import EnvironmentProblem
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
-# Compiling takes about as long as it saves on this many tokens: SmolLM2, two cores with AMX, 35 s
-# and 1.2 ms a token (docs/log.md). Larger models win it back sooner.
+# Compiling takes about as long as it saves on this many tokens: SmolLM2, two cores with AMX, 35 to
+# 60 s, and 0.6 ms a token (docs/log.md, half of what one core saves).
 _WORTHWHILE_TOKENS = 100_000
 
 
