@@ -447,8 +447,11 @@ def test_a_cache_that_cannot_be_written_is_the_machines_problem(data: Prepare) -
         data(train=data.write("t.jsonl", questions(2)), cache_dir=str(blocked / "x"))
 
 
-def test_two_processes_give_what_one_gives(data: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "CHUNKS_THAT_PAY", 1)
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_two_processes_give_what_one_gives(
+    method: str, data: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "_start_method", lambda: method)
     monkeypatch.setattr("trainer.data.lines.BYTES_PER_CHUNK", 300)
     rows: list[Any] = [*questions(40), {"instruction": "x", "response": ""}]
     path = data.write("t.jsonl", rows)

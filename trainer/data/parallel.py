@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
+from typing import Any, Literal
 
 from trainer.data.encode import Chunk, EncodedChunk, Encoder, EncoderSettings
 from trainer.errors import EnvironmentProblem
-from trainer.interruption import stop_if_requested
+from trainer.interruption import leave_to_parent, stop_if_requested
 
-# Starting processes costs about as much as encoding this many chunks.
-CHUNKS_THAT_PAY = 20
+# Starting processes costs about as much as encoding this many chunks: anew, they import for 0.8 s.
+CHUNKS_THAT_PAY = {"fork": 4, "spawn": 20}
 _IN_FLIGHT = 2  # per process: one being encoded, one waiting
 _MOST_WAITING = 24  # beside those, finished ones: bounds memory
 
@@ -31,14 +33,27 @@ def encode_all(
         workers = (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         )
-        head = list(islice(chunks, CHUNKS_THAT_PAY))
-        workers = workers if len(head) == CHUNKS_THAT_PAY else 1
+        enough = CHUNKS_THAT_PAY[_start_method()]
+        head = list(islice(chunks, enough))
+        workers = workers if len(head) == enough else 1
         chunks = chain(head, chunks)
     if not workers or workers == 1:
         for chunk in chunks:
             yield chunk, encoder.encode(chunk)
         return
     yield from _encode_in_processes(chunks, encoder, workers - 1)
+
+
+def _start_method() -> Literal["fork", "spawn"]:
+    """Fork where nothing works yet whose threads a copy would lack: CUDA, or a process group.
+
+    A copy does Python, regular expressions and tokenizers alone, no tensors.
+    """
+    torch: Any = sys.modules.get("torch")
+    is_at_work = torch is not None and (
+        torch.cuda.is_initialized() or torch.distributed.is_initialized()
+    )
+    return "fork" if sys.platform == "linux" and not is_at_work else "spawn"
 
 
 def _stoppable(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
@@ -51,12 +66,14 @@ def _encode_in_processes(
     chunks: Iterator[Chunk], encoder: Encoder, others: int
 ) -> Iterator[tuple[Chunk, EncodedChunk]]:
     """Encode in other processes, and here whenever they have enough to do."""
-    # spawn: forking a process whose libraries hold threads can deadlock
+    global _encoder  # noqa: PLW0603  (a pool offers no other place for a per-process object)
+    method = _start_method()
+    _encoder = encoder  # what a fork finds; at the first submit, before a thread of ours has begun
     pool = ProcessPoolExecutor(
         others,
-        multiprocessing.get_context("spawn"),
+        multiprocessing.get_context(method),
         initializer=_start_worker,
-        initargs=(encoder.settings,),
+        initargs=(None if method == "fork" else encoder.settings,),
     )
     waiting: deque[tuple[Chunk, Future[EncodedChunk] | EncodedChunk]] = deque()
     try:
@@ -76,6 +93,7 @@ def _encode_in_processes(
             fix="set data.workers: 1, or give the machine more memory",
         ) from error
     finally:
+        _encoder = None
         pool.shutdown(cancel_futures=True)
 
 
@@ -89,11 +107,14 @@ def _result(
     return chunk, result.result() if isinstance(result, Future) else result
 
 
-def _start_worker(settings: EncoderSettings) -> None:
-    global _encoder  # noqa: PLW0603  (a pool offers no other place for a per-process object)
+def _start_worker(settings: EncoderSettings | None) -> None:
+    """`settings`: None in a fork, which has the encoder already."""
+    global _encoder  # noqa: PLW0603
+    leave_to_parent(0)
     # The processes are the parallelism; threads inside each would only compete.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _encoder = Encoder(settings)
+    if settings is not None:
+        _encoder = Encoder(settings)
 
 
 def _encode_in_worker(chunk: Chunk) -> EncodedChunk:
