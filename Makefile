@@ -13,10 +13,10 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast chaos check format bench bench-gpu image lock clean
+.PHONY: help setup demo test test-fast test-trackers manifests chaos check format bench bench-gpu image lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## create .venv with every pinned dependency
 
@@ -35,8 +35,15 @@ demo: setup $(QUICKSTART_MODEL)/config.json ## fine-tune a real chat model, merg
 	$(BIN)/rankzero generate $(QUICKSTART_MODEL) runs/quickstart --max-new-tokens 60 \
 	  --prompt "$$(printf '$(QUESTION)')"
 
-test: setup ## all tests (CPU)
+test: setup $(QUICKSTART_MODEL)/config.json ## all tests (CPU)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-trackers: setup ## install W&B, MLflow and trackio, and test that they show the same
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[dev,demo,track]'
+	$(BIN)/python -m pytest tests/unit/test_tracking.py tests/e2e/test_tracking.py
+
+manifests: setup ## write k8s/overlays again from the plan; the tests compare
+	$(BIN)/python k8s/render_overlays.py
 
 chaos: setup ## kill and stop training runs again and again (CPU, about half an hour)
 	RANKZERO_CHAOS_KILLS=40 $(BIN)/python -m pytest -s tests/e2e/test_chaos.py

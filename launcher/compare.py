@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from trainer.errors import ConfigError
-from trainer.run_directory import RunDirectory
+from trainer.report.read import RunRecord
+from trainer.report.values import flatten
 
 Value = Any
 Json = dict[str, Any]
 # Where a run writes says nothing about how it learns.
 _NOT_SETTINGS = {"output_dir", "tracking.run_name"}
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What one run directory holds; a part that is not there (yet) is empty."""
-
-    path: Path
-    config: Json
-    summary: Json
-    status: Json
-    plan: Json
-    metrics: tuple[Json, ...]
-    is_gone: bool = False
-    """It says that it runs, on this machine, and its process does not exist."""
 
 
 @dataclass(frozen=True)
@@ -40,37 +23,6 @@ class Comparison:
     runs: tuple[str, ...]
     results: dict[str, tuple[Value, ...]]
     settings: dict[str, tuple[Value, ...]]
-
-
-def read_run(path: Path) -> RunRecord:
-    """Read a run directory.
-
-    Raises: ConfigError when the folder is no run.
-    """
-    run = RunDirectory(path)
-    files = (run.resolved_config, run.status, run.summary, run.metrics)
-    if not any(file.is_file() for file in files):
-        what = "no such folder" if not path.exists() else "this folder holds no run"
-        raise ConfigError(
-            f"{path}: {what}",
-            rule=f"a run directory has {', '.join(file.name for file in files)} or one of them",
-            fix="name the output_dir of a run",
-        )
-    status = run.read_status()
-    return RunRecord(
-        path=path,
-        config=_read_object(run.resolved_config),
-        summary=_read_object(run.summary),
-        status=status,
-        plan=_read_object(path / "plan.json"),
-        metrics=tuple(_read_lines(run.metrics)),
-        is_gone=_is_gone(run, status),
-    )
-
-
-def _is_gone(run: RunDirectory, status: Json) -> bool:
-    is_here = status.get("state") == "running" and status.get("host") == socket.gethostname()
-    return is_here and run.process_at_work() is None
 
 
 def compare(records: Sequence[RunRecord]) -> Comparison:
@@ -97,23 +49,10 @@ def _differ(settings: Sequence[Mapping[str, Value]], key: str) -> bool:
     return any(other != first for other in others)
 
 
-def flatten(config: Mapping[str, Value], prefix: str = "") -> dict[str, Value]:
-    """Return `section.key` -> value; lists stay whole. PURE."""
-    flat: dict[str, Value] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
-
-
 def to_results(record: RunRecord) -> dict[str, Value]:
     """Return what a run achieved so far, by the name of its row. PURE."""
     summary, metrics = record.summary, record.metrics
-    state = record.status.get("state", "unknown")
-    results: dict[str, Value] = {"state": "ended without a word" if record.is_gone else state}
+    results: dict[str, Value] = {"state": record.state}
     if record.status.get("message"):
         results["error"] = f"{record.status.get('error', '')}: {record.status['message']}"
     before, after = (_section(summary, name) for name in ("before", "after"))
@@ -173,30 +112,3 @@ def _at_start(metrics: Sequence[Json], name: str) -> float | None:
 def _best_step(metrics: Sequence[Json]) -> int | None:
     measured = [line for line in metrics if line.get("step") and _numbers([line], "eval_loss")]
     return min(measured, key=lambda line: line["eval_loss"])["step"] if measured else None
-
-
-def _read_object(path: Path) -> Json:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read: {error}",
-            rule="files of a run are JSON as training wrote them",
-            fix="leave this run out, or restore the file",
-        ) from None
-    return content if isinstance(content, dict) else {}
-
-
-def _read_lines(path: Path) -> Iterable[Json]:
-    """Yield the metrics lines; a running process may have written half of the last one."""
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            yield value

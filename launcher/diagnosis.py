@@ -13,6 +13,7 @@ from trainer.errors import (
     EnvironmentProblem,
     GateFailed,
     Interrupted,
+    OutOfMemory,
     PeerLost,
     RankZeroError,
     TrainingFailed,
@@ -123,9 +124,10 @@ def _blame(end: RankEnd, ranks: Sequence[RankEnd], evidence: Evidence) -> Verdic
         what = f"rank {record.rank}: {what}"
         if code == RankZeroError.exit_code:  # the others could go on: a rank died
             code = TrainingFailed.exit_code
-    return Verdict(
-        "failed", _error(code, what, record.rule, record.remedy), record.error, record.rank
-    )
+    error = _error(code, what, record.rule, record.remedy)
+    if record.error == OutOfMemory.__name__:
+        error = OutOfMemory(what, rule=record.rule, fix=record.remedy)
+    return Verdict("failed", error, record.error, record.rank)
 
 
 def _silent(end: RankEnd, evidence: Evidence) -> TrainingFailed:
@@ -134,7 +136,7 @@ def _silent(end: RankEnd, evidence: Evidence) -> TrainingFailed:
     rule = "every rank works until the run is complete, and the others cannot go on without it"
     if code is None or code == -signal.SIGKILL:
         if evidence.was_oom:
-            return TrainingFailed(
+            return OutOfMemory(
                 f"{who} was killed (SIGKILL) when memory ran out, by the system's "
                 "out-of-memory killer",
                 rule="the processes of a run must fit into the memory of their machine",

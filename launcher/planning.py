@@ -17,7 +17,7 @@ from launcher.plan import Outcome, make_plan
 from launcher.plan_request import Basis, Past, Request, choose_basis, with_kept_batch
 from launcher.profile import Profile
 from launcher.profile_file import shipped_profiles
-from launcher.remedies import find_remedies, refusal
+from launcher.remedies import find_lighter, find_remedies, lighter_text, refusal
 from launcher.run_plan import Decision, RunPlan
 from launcher.strategy import LADDER, Zero
 from trainer.config import Config, Quantization, load_config
@@ -53,6 +53,8 @@ class PlannedRun:
     reasons: tuple[str, ...]
     largest_parameter: int
     """Elements of the model's largest single parameter."""
+    request: Request
+    """What the plan was made of."""
 
 
 def plan_run(
@@ -73,7 +75,12 @@ def plan_run(
     resolved = load_config(path, [*overrides, *fixed])
     facts = request.facts
     largest = max(facts.largest_matrix_parameters, facts.vocabulary_size * facts.hidden_size)
-    return PlannedRun(resolved, plan, detected.profile, detected.reasons, largest)
+    return PlannedRun(resolved, plan, detected.profile, detected.reasons, largest, request)
+
+
+def what_needs_less(planned: PlannedRun) -> str:
+    """Say what to change after a run ran out of memory that was planned to fit."""
+    return lighter_text(planned.plan, find_lighter(planned.request, planned.plan, _facts))
 
 
 def with_grace(plan: RunPlan, request: Request) -> RunPlan:

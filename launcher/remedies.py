@@ -9,6 +9,7 @@ from typing import Any
 from launcher.plan import Outcome, make_plan
 from launcher.plan_request import Basis, Request, choose_basis
 from launcher.profile import Profile
+from launcher.run_plan import RunPlan
 from trainer.config import Config
 from trainer.model_facts import ModelFacts
 
@@ -46,6 +47,51 @@ def find_remedies(request: Request, profiles: Sequence[Profile], facts_of: Facts
         if len(found) == _MOST:
             break
     return found
+
+
+def find_lighter(request: Request, plan: RunPlan, facts_of: FactsOf) -> list[Remedy]:
+    """Return the first three changes that need less than a plan which ran out of memory."""
+    planned = plan.usage[0].gib
+    found = []
+    for change, changed in _lighter_changes(request, plan, facts_of):
+        lighter = make_plan(changed).plan
+        if lighter is not None and lighter.usage[0].gib < planned:
+            device = lighter.usage[0]
+            found.append(Remedy(change, device.gib, device.available_gib, lighter.strategy))
+        if len(found) == _MOST:
+            break
+    return found
+
+
+def _lighter_changes(
+    request: Request, plan: RunPlan, facts_of: FactsOf
+) -> Iterator[tuple[str, Request]]:
+    """From those that only take time."""
+    tokens = int(plan.overrides["training.max_tokens_per_device"])
+    half = max(request.longest_tokens, tokens // 2)
+    if half < tokens:
+        setting = f"training.max_tokens_per_device: {half}"
+        yield setting, _with(request, "training", max_tokens_per_device=half)
+    if not plan.overrides["training.gradient_checkpointing"]:
+        setting = "training.gradient_checkpointing: true"
+        yield setting, _with(request, "training", gradient_checkpointing=True)
+    adapted = ((text, _measured(one, facts_of)) for text, one in _with_adapters(request))
+    both = (adapted, _shorter(request))
+    for group in both if request.config.lora.enabled else reversed(both):
+        yield from group
+
+
+def lighter_text(plan: RunPlan, remedies: Sequence[Remedy]) -> str:
+    """Say what a run that ran out of memory was planned to take, and what would take less."""
+    device = plan.usage[0]
+    lines = [
+        f"the plan predicted a peak of {device.gib:.1f} of {device.available_gib:.1f} GiB; "
+        "something else may use this device"
+    ]
+    if remedies:
+        lines.append("what would need less, the cheapest change first:")
+        lines += [f"  {number}. {remedy}" for number, remedy in enumerate(remedies, 1)]
+    return "\n".join(lines)
 
 
 def _changes(

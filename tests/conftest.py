@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.real_model import real_model
+
+__all__ = ["real_model"]
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 

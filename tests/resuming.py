@@ -17,6 +17,7 @@ _OF_THE_CLOCK = {
     "tokens_per_second",
     "labelled_tokens_per_second",
     "tflops_per_second",
+    "mfu",
     "host_memory_gib",
 }
 
@@ -63,6 +64,10 @@ def same_tensors(first: Path, second: Path) -> bool:
 def require_same_run(expected: Path, got: Path) -> None:
     """Assert that two runs ended with the same adapter, losses, and results, bit for bit."""
     assert logged(got) == logged(expected)
+    for name in ("samples.jsonl", "safety.jsonl", "advice.jsonl"):
+        told = [run / name for run in (expected, got) if (run / name).exists()]
+        assert len(told) in (0, 2)
+        assert len({path.read_text(encoding="utf-8") for path in told}) <= 1, name
     weights = "adapter/adapter_model.safetensors"
     assert same_tensors(got / weights, expected / weights)
     results = [read_json(run / "summary.json") for run in (expected, got)]

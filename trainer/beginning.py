@@ -45,6 +45,8 @@ class Beginning:
         """Make the run directory say what is trained from the start on; steps after it are gone."""
         start = bring_in(found, self.directory)
         keep_lines(self.directory.metrics, start.logged)
+        for path in (self.directory.samples, self.directory.safety, self.directory.advice):
+            keep_lines(path, start.measured)
         write_json(self.directory.contract, contract)
         resolved = with_absolute_paths(with_fixed_batch(self.config, plan))
         write_json(self.directory.resolved_config, resolved.model_dump(mode="json"))

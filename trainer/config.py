@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainer.config_check_ignored import find_ignored
+from trainer.config_check_monitoring import find_unwatched
 from trainer.config_checks import find_contradictions
 from trainer.config_data import ColumnNames, DataConfig, RowShape, Source
 from trainer.config_defaults import fill_derived
@@ -102,7 +103,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         config = fill_derived(config)
         problems += [
             places.problem(_written_first(found.paths, given), found.text)
-            for found in (*find_contradictions(config), *find_ignored(config))
+            for found in (
+                *find_contradictions(config),
+                *find_ignored(config),
+                *find_unwatched(config),
+            )
             if not broken.intersection(found.paths)
         ]
     if problems or config is None:

@@ -48,7 +48,7 @@ def find_contradictions(config: Config) -> list[Contradiction]:
     ]
 
 
-def _changed(section: Section, *names: str) -> list[str]:
+def changed(section: Section, *names: str) -> list[str]:
     """Return the settings of a section that differ from their defaults."""
     fields = type(section).model_fields
     return [
@@ -61,7 +61,7 @@ def _changed(section: Section, *names: str) -> list[str]:
 def _full_fine_tuning(config: Config) -> Iterator[Contradiction]:
     if config.lora.enabled:
         return
-    ignored = [f"lora.{name}" for name in _changed(config.lora) if name != "enabled"]
+    ignored = [f"lora.{name}" for name in changed(config.lora) if name != "enabled"]
     if ignored:
         yield Contradiction(
             (*ignored, "lora.enabled"),
@@ -74,7 +74,7 @@ def _full_fine_tuning(config: Config) -> Iterator[Contradiction]:
             f"`model.quantization` is {config.model.quantization} but `lora.enabled` is false: "
             "quantised weights cannot be trained themselves; enable LoRA, or set it to none",
         )
-    for name in _changed(config.merge):
+    for name in changed(config.merge):
         yield Contradiction(
             (f"merge.{name}", "lora.enabled"),
             f"`merge.{name}` would be ignored: `lora.enabled` is false, and full fine-tuning has "
@@ -165,7 +165,7 @@ def _optimizer(config: Config) -> Iterator[Contradiction]:
     training = config.training
     if training.optimizer not in ("sgd", "adafactor"):
         return
-    ignored = _changed(training, "adam_beta1", "adam_beta2", "adam_epsilon")
+    ignored = changed(training, "adam_beta1", "adam_beta2", "adam_epsilon")
     if ignored:
         paths = [f"training.{name}" for name in ignored]
         yield Contradiction(
@@ -179,7 +179,7 @@ def _evaluation(config: Config) -> Iterator[Contradiction]:
     yield from _both(config, "evaluation.every_steps", "evaluation.every_epochs")
     evaluation, data = config.evaluation, config.data
     if not has_validation(data):
-        ignored = _changed(
+        ignored = changed(
             evaluation,
             "every_steps",
             "every_epochs",
@@ -187,7 +187,7 @@ def _evaluation(config: Config) -> Iterator[Contradiction]:
             "early_stopping_threshold",
         )
         if not (data.test or data.test_size):
-            ignored += _changed(evaluation, "batch_size")
+            ignored += changed(evaluation, "batch_size")
         if ignored:
             paths = [f"evaluation.{name}" for name in ignored]
             yield Contradiction(
@@ -262,7 +262,7 @@ def _row_shapes(config: Config) -> Iterator[Contradiction]:
         )
     used = set().union(*(_COLUMNS_OF[shape] for shape in shapes))
     for name in ColumnNames.model_fields:
-        if name in _changed(data.columns) and name not in used:
+        if name in changed(data.columns) and name not in used:
             yield Contradiction(
                 (f"data.columns.{name}", "data.shape"),
                 f"`data.columns.{name}` would be ignored: {laid_out}; drop one",

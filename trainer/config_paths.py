@@ -6,9 +6,13 @@ Torch-free. A Hub id, a shipped name and a path to nothing stay as they are.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 from trainer.config_data import DataConfig, Source
+from trainer.config_monitoring import SafetyConfig, SamplesConfig
 from trainer.config_schema import Config, ModelConfig, TrainingConfig
+
+Watched = TypeVar("Watched", SamplesConfig, SafetyConfig)
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -18,6 +22,8 @@ def with_absolute_paths(config: Config) -> Config:
             "model": _model(config.model),
             "data": _data(config.data),
             "training": _training(config.training),
+            "samples": _prompts(config.samples),
+            "safety": _rules(_prompts(config.safety)),
         }
     )
 
@@ -53,6 +59,17 @@ def _training(training: TrainingConfig) -> TrainingConfig:
     if path is None or not Path(path).is_file():
         return training
     return training.model_copy(update={"deepspeed_config": str(Path(path).absolute())})
+
+
+def _prompts(section: Watched) -> Watched:
+    prompts = section.prompts
+    if not isinstance(prompts, str):
+        return section
+    return section.model_copy(update={"prompts": _if_file(prompts)})
+
+
+def _rules(safety: SafetyConfig) -> SafetyConfig:
+    return safety.model_copy(update={"rules": _if_file(safety.rules)})
 
 
 def _if_file(path: str | None) -> str | None:

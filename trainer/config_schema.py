@@ -12,6 +12,7 @@ from pydantic import Field, StrictBool, StrictStr, model_validator
 
 from trainer.conditions import Requirements
 from trainer.config_data import DataConfig
+from trainer.config_monitoring import SafetyConfig, SamplesConfig
 from trainer.config_types import (
     Fraction,
     LearningRate,
@@ -87,6 +88,9 @@ class LoraConfig(Section):
     """Layer name or expression -> rank, where it differs from `r`."""
     alpha_pattern: dict[StrictStr, PositiveFloat] = Field(default_factory=dict)
     """Layer name or expression -> alpha, where it differs from `alpha`."""
+    progressive_ranks: tuple[PositiveInt, ...] = ()
+    """Ranks to train through, such as 4 8 16: ascending, the last one is `r`. Each has an equal
+    part of the steps, starts as exactly the one before, and ends in `checkpoint_rRANK`."""
 
 
 class TrainingConfig(Section):
@@ -197,6 +201,17 @@ class MergeConfig(Section):
     `safety.average_score`."""
 
 
+class HubConfig(Section):
+    """Publishing on the Hugging Face Hub when the run has ended."""
+
+    repository: StrictStr | None = None
+    """OWNER/NAME to push to, with a model card. Needs a token that may write."""
+    content: Literal["adapter", "merged"] = "adapter"
+    """What is pushed; `merged` needs `merge.after_training`."""
+    private: StrictBool = True
+    """A repository that is made for it is private."""
+
+
 class TrackingConfig(Section):
     """Where metrics are shown."""
 
@@ -216,8 +231,11 @@ class Config(Section):
     lora: LoraConfig = LoraConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    samples: SamplesConfig = SamplesConfig()
+    safety: SafetyConfig = SafetyConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     merge: MergeConfig = MergeConfig()
+    hub: HubConfig = HubConfig()
     tracking: TrackingConfig = TrackingConfig()
     seed: Seed = 42
     """Of everything random: split, order, dropout, new weights."""

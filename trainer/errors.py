@@ -5,6 +5,7 @@ RankZeroError (1, a bug if raised bare)
 │   └── DataError        2   the data files are wrong
 ├── EnvironmentProblem   3   this machine lacks memory, disk, a library, a permission
 ├── TrainingFailed       4   non-finite loss, out of memory, a rank died
+│   ├── OutOfMemory      4   of a device, or of the host
 │   └── PeerLost         4   another rank died first
 ├── GateFailed           5   a required check did not pass
 └── Interrupted         75   state is saved, start again to continue (EX_TEMPFAIL)
@@ -60,6 +61,10 @@ class TrainingFailed(RankZeroError):
     """Training started and could not go on."""
 
     exit_code = 4
+
+
+class OutOfMemory(TrainingFailed):
+    """A step needed more memory than there is."""
 
 
 class PeerLost(TrainingFailed):

@@ -7,7 +7,13 @@ from collections.abc import Iterator
 
 import torch
 
-from trainer.errors import EnvironmentProblem, Interrupted, PeerLost, RankZeroError, TrainingFailed
+from trainer.errors import (
+    EnvironmentProblem,
+    Interrupted,
+    OutOfMemory,
+    PeerLost,
+    RankZeroError,
+)
 from trainer.interruption import requested
 
 
@@ -16,7 +22,7 @@ def explained(error: BaseException) -> BaseException:
     if isinstance(error, RankZeroError):
         return error
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _NO_HOST_MEMORY in str(error):
-        return TrainingFailed(
+        return OutOfMemory(
             f"out of memory: {_first_line(error)}",
             rule="weights, optimizer state and the activations of one micro-batch must fit",
             fix="lower training.max_tokens_per_device or data.max_length, turn on "

@@ -9,31 +9,22 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import click
 import torch
-from jinja2 import TemplateError
 from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from trainer.answers import Asker, Message
 from trainer.config_schema import Precision
-from trainer.data.chat import ChatTemplate, learn_template
 from trainer.entry import run_entry
-from trainer.errors import ConfigError, DataError
 from trainer.model_source import RECORDED_BASE, check_model_folder, explaining_load, located
 from trainer.precision import choose_device, choose_precision, probe_native_bf16
 from trainer.tokenizer import find_tokenizer
 from trainer.trained_model import TrainedModel, find_trained_model, read_run_system_prompt
-
-Message = dict[str, str]  # role, content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +49,9 @@ class Speaker:
         system: str | None,
     ) -> None:
         self.label, self.model, self.tokenizer = label, model.eval(), tokenizer
+        self.asker = Asker(label, self.model, tokenizer)
         self.system = system
         self.forget()
-        self.template = _learned(tokenizer)
 
     def forget(self) -> None:
         """Begin a new conversation."""
@@ -73,63 +64,11 @@ class Speaker:
         Raises: ConfigError when the chat template refuses the conversation.
         """
         self.messages.append({"role": "user", "content": prompt})
-        ends = _end_tokens(self.model, self.tokenizer, self.template)
-        tokens = generate(self.model, self.tokenizer, self._input_ids(), max_new_tokens, ends)
-        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        ids = self.asker.prompt_ids(self.messages)
+        tokens = self.asker.answer([ids], max_new_tokens)[0]
+        text = self.asker.text(tokens)
         self.messages.append({"role": "assistant", "content": text})
         return Answer(self.label, prompt, text, len(tokens))
-
-    def _input_ids(self) -> torch.Tensor:
-        """Render the conversation. Shapes: [1, T]."""
-        if not self.tokenizer.chat_template:
-            text = "\n\n".join(message["content"] for message in self.messages)
-            ids: torch.Tensor = self.tokenizer(text, return_tensors="pt").input_ids
-            return ids
-        # A template without a system turn gets it where training put it.
-        messages = self.template.fold(self.messages) if self.template else self.messages
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
-        except TemplateError as error:
-            raise ConfigError(
-                f"the chat template of {self.label} refuses this conversation: {error}",
-                rule="a template decides which roles it knows",
-                fix="leave --system out, and put its text into the prompt",
-            ) from error
-        return torch.as_tensor(rendered["input_ids"])
-
-
-@torch.no_grad()
-def generate(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    input_ids: torch.Tensor,
-    max_new_tokens: int,
-    ends: Sequence[int],
-) -> list[int]:
-    """Generate greedily until one of `ends`, and return the new tokens without it.
-
-    Shapes: input_ids [1, T].
-    """
-    # The model's own settings (temperature, penalties) would fill whatever is left unset here.
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=list(ends) or None,
-        pad_token_id=tokenizer.pad_token_id
-        if tokenizer.pad_token_id is not None
-        else (ends or [0])[0],
-    )
-    owner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    before, owner.generation_config = owner.generation_config, settings
-    try:
-        ids = input_ids.to(model.device)
-        output = owner.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
-    finally:
-        owner.generation_config = before
-    new: list[int] = output[0, input_ids.shape[1] :].tolist()
-    return new[:-1] if new and new[-1] in ends else new
 
 
 def load_speaker(
@@ -204,39 +143,6 @@ def system_prompt_for(targets: Sequence[str], given: str | None) -> str | None:
             click.echo(f"system prompt of {target}, for every model: {prompt}", err=True)
             return prompt
     return None
-
-
-def _learned(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
-    """Learn how the tokenizer's chat template treats system turns and ends a turn."""
-    if not tokenizer.chat_template or not tokenizer.is_fast:
-        return None
-    try:
-        return learn_template(
-            tokenizer.chat_template,
-            tokenizer.special_tokens_map,
-            tokenizer.eos_token,
-            tokenizer.backend_tokenizer,
-        )
-    except DataError:  # good enough to answer with, though not to train on
-        return None
-
-
-def _end_tokens(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    template: ChatTemplate | None,
-) -> list[int]:
-    """The model's own end tokens, the tokenizer's, and the mark that ends a turn of the chat.
-
-    They differ for models whose chat format was added later.
-    """
-    own = model.generation_config.eos_token_id
-    ends = list(own) if isinstance(own, list) else [own]
-    if template is not None:
-        for marker in (template.turn_marker, template.final_marker):
-            tokens = tokenizer(marker, add_special_tokens=False).input_ids
-            ends += tokens if len(tokens) == 1 else []
-    return list(dict.fromkeys(e for e in (*ends, tokenizer.eos_token_id) if e is not None))
 
 
 def _turns() -> Iterator[str]:

@@ -14,9 +14,11 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from trainer import interruption
 from trainer.beginning import Beginning
+from trainer.callbacks.answers import answer_callbacks
 from trainer.callbacks.baseline import BaselineCallback
 from trainer.callbacks.best_model import BestModelCallback, EarlyStoppingCallback
 from trainer.callbacks.cadence import CadenceCallback
+from trainer.callbacks.diagnostics import DiagnosticsCallback
 from trainer.callbacks.metrics import MetricsCallback
 from trainer.callbacks.progress import ProgressCallback
 from trainer.callbacks.take_up import TakeUpCallback
@@ -26,7 +28,7 @@ from trainer.checkpoints.saver import Checkpointer, publish
 from trainer.config import Config, load_config
 from trainer.data.store import PreparedData
 from trainer.deepspeed_setup import deepspeed_arguments
-from trainer.errors import Interrupted
+from trainer.errors import EnvironmentProblem, Interrupted
 from trainer.failures import explained
 from trainer.fast_step import make_fast, tokens_of_run
 from trainer.host_group import AgreedStop
@@ -38,6 +40,9 @@ from trainer.model_limits import check_model_fits
 from trainer.packing_proof import packing_is_exact
 from trainer.precision import choose_device, choose_precision, probe_native_bf16
 from trainer.prepared_data import counts_line, longest_example, prepared_for_rank, required_split
+from trainer.progressive_rank import ProgressiveRankCallback
+from trainer.publication import check_publication, publish_run
+from trainer.report.page import write_report
 from trainer.results import RunResults
 from trainer.resumable import GO_ON
 from trainer.run_directory import RunDirectory, write_json
@@ -45,7 +50,7 @@ from trainer.run_identity import describe_run
 from trainer.schedule import BatchPlan, make_batch_plan
 from trainer.status import write_completed, write_failed, write_running
 from trainer.tokenizer import load_training_tokenizer
-from trainer.tracking import restart_tensorboard, tracker_environment
+from trainer.tracking import TrackersCallback
 from trainer.training import RankZeroTrainer, build_training_arguments, to_training_arguments
 from trainer.weights import write_weights
 from trainer.world import World, read_world
@@ -66,10 +71,14 @@ def run(config_path: Path, resume: str = AUTO) -> None:
         write_running(directory)
     session = Session(config, world, directory, resume)
     try:
+        if world.is_rank_zero:
+            check_publication(config)
         session.run()
         # The session is gone, and with it the memory of training.
         if world.is_rank_zero and config.merge.after_training and config.lora.enabled:
             merge_after_training(directory)
+        if world.is_rank_zero and config.hub.repository is not None:
+            session.console.print(f"published: {publish_run(directory, config)}")
     except BaseException as error:
         is_gone = world.is_rank_zero and not directory.path.is_dir()
         known = directory.gone() if is_gone else explained(error)
@@ -82,6 +91,7 @@ def run(config_path: Path, resume: str = AUTO) -> None:
         raise known from error
     if world.is_rank_zero:
         write_completed(directory)
+        session.report()
 
 
 class Session:
@@ -98,6 +108,7 @@ class Session:
         """The run directory says what is trained now."""
         self.baseline: BaselineCallback | None = None
         self.best: BestModelCallback | None = None
+        self.trackers: TrackersCallback | None = None
 
     def run(self) -> None:
         data = self.prepared_data()
@@ -111,6 +122,8 @@ class Session:
                 self.console.print(note, markup=False)
             self.has_begun = True
             start = beginning.take_place(found, contract, data, plan)
+            # Before the model is loaded, and before the clock of the training runs.
+            self.trackers = TrackersCallback(self.config, self.directory, start.step)
         trainer = self.build_trainer(data, plan)
         trainer.begin(start, Checkpointer(trainer, self.directory, contract, self.console))
         for callback in self.callbacks(trainer, trainer.plan):
@@ -152,7 +165,6 @@ class Session:
         precision = choose_precision(
             config.training.precision, device_type, native_bf16=probe_native_bf16(device_type)
         )
-        tracker_environment(config.tracking, self.directory)
         # Before the model: this is where a rank learns its device, and ZeRO-3 how to load.
         arguments = build_training_arguments(
             to_training_arguments(
@@ -219,12 +231,17 @@ class Session:
             CadenceCallback(self.config, plan, has_validation=has_validation),
         ]
         if self.world.is_rank_zero:
-            restart_tensorboard(trainer.callback_handler.callbacks, trainer.start.step)
+            assert self.trackers is not None
+            callbacks.append(self.trackers)
             callbacks.append(MetricsCallback(self.directory.metrics))
             callbacks.append(ProgressCallback(self.console, plan.num_steps))
+            callbacks.append(DiagnosticsCallback(trainer, self.directory, self.console))
         if has_validation:
             self.best = BestModelCallback()
             callbacks += [self.best, EarlyStoppingCallback(evaluation)]
+        callbacks += answer_callbacks(trainer, self.config, self.directory)
+        if ranks := self.config.lora.progressive_ranks:
+            callbacks.append(ProgressiveRankCallback(trainer, ranks, self.directory))
         if evaluation.at_start:
             self.baseline = BaselineCallback(trainer)
             callbacks.append(self.baseline)
@@ -236,7 +253,7 @@ class Session:
         best_step = self.best.best_step if self.best else 0
         if best_step and best_step != step and self.config.evaluation.load_best:
             self.console.print(f"the best weights are those of step {best_step}")
-            trainer.take_weights(self.directory.checkpoints / checkpoint_name(best_step))
+            trainer.take_weights(self.directory.checkpoints / checkpoint_name(best_step), best_step)
             step = best_step
         after = trainer.held_out_losses()
         if self.config.lora.enabled:
@@ -261,6 +278,20 @@ class Session:
             publish(self.directory.checkpoints / checkpoint_name(step), self.directory.adapter)
             # Of the adapter before, if there was one; what is required of this one is read there.
             self.directory.summary.unlink(missing_ok=True)
+
+    def report(self) -> None:
+        """Write the report and show it in the trackers; a complete run stays so without one.
+
+        Ranks: rank 0 only.
+        """
+        try:
+            page, _ = write_report(self.directory.path)
+        except EnvironmentProblem as problem:
+            self.console.print(f"no report: {problem}", markup=False)
+        else:
+            self.console.print(f"report: {page}")
+        if self.trackers is not None:
+            self.trackers.finish()
 
     def leave_process_group(self) -> None:
         """What follows is rank 0's alone; the others must not wait for it."""

@@ -56,7 +56,7 @@ def check_requirements(adapter: Path, *, is_ignored: bool = False) -> dict[str, 
 
 def measured_figures(run: RunDirectory, adapter: Path) -> dict[str, float]:
     """Return every figure of the run that was measured on these very weights."""
-    checks = list(_read_lines(run.path / "safety.jsonl"))
+    checks = list(_read_lines(run.safety))
     found: dict[str, Any] = {}
     if adapter.resolve() == run.adapter.resolve():
         summary = _read_object(run.summary)

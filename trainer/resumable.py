@@ -54,6 +54,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         self._started, self._seconds_stopped = time.perf_counter(), 0.0
         self._seconds_before = 0.0  # of earlier attempts
         self._evaluation_pending = False
+        self._taken_step: int | None = None
         self._generators: GeneratorStates | None = None  # at the start of an open step
         super().__init__(**arguments)
         self.host = HostGroup(self.world)
@@ -185,9 +186,15 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         assert self.checkpointer is not None
         self.checkpointer.save()
 
-    def take_weights(self, checkpoint: Path) -> None:
+    def take_weights(self, checkpoint: Path, step: int) -> None:
         """Put the weights of a checkpoint of this run into the model. Ranks: collective."""
         restore_weights(self, checkpoint, is_sharded=not self.is_portable)
+        self._taken_step = step
+
+    @property
+    def weights_step(self) -> int:
+        """The step whose weights the model has: the newest, until others are taken."""
+        return self.state.global_step if self._taken_step is None else self._taken_step
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.save()

@@ -61,6 +61,18 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def advice(self) -> Path:
+        return self.path / "advice.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
+    def safety(self) -> Path:
+        return self.path / "safety.jsonl"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 

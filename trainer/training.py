@@ -26,9 +26,11 @@ from trainer.data.collate import (
     StepShare,
     make_loader,
 )
+from trainer.data.places import name_rows
 from trainer.data.store import PreparedData, PreparedSplit, SplitName
 from trainer.errors import TrainingFailed
 from trainer.flops import model_flops, peak_flops
+from trainer.longest_batch import try_longest
 from trainer.loss import LossPlan, summed_loss
 from trainer.memory_report import memory_metrics
 from trainer.neftune import EmbeddingNoise
@@ -73,9 +75,7 @@ def to_training_arguments(
         "logging_nan_inf_filter": False,
         "eval_strategy": "no",  # callbacks/cadence.py decides
         "save_strategy": "no",
-        "report_to": list(config.tracking.to) or "none",
-        "run_name": config.tracking.run_name or directory.path.name,
-        "project": config.tracking.project,
+        "report_to": "none",  # tracking.py shows it
         "disable_tqdm": True,  # callbacks/progress.py draws
         "log_level": "error",  # Trainer sets the library's level from this
         "log_level_replica": "error",
@@ -123,7 +123,14 @@ class RankZeroTrainer(ResumableTrainer):
 
     def get_train_dataloader(self) -> DataLoader[StepShare]:
         """The steps of the run, read as they are: Accelerate would shard them a second time."""
-        dataset = StepDataset(
+        return self._loader(self._train_dataset(), first=self.start.step)
+
+    def _run_epoch(self, *arguments: Any, **named: Any) -> None:
+        try_longest(self, self._train_dataset())
+        super()._run_epoch(*arguments, **named)
+
+    def _train_dataset(self) -> StepDataset:
+        return StepDataset(
             self._split("train"),
             num_steps=self.plan.num_steps,
             global_batch_size=self.plan.global_batch_size,
@@ -133,7 +140,6 @@ class RankZeroTrainer(ResumableTrainer):
             max_tokens=self.plan.max_tokens,
             max_examples=self.plan.max_examples,
         )
-        return self._loader(dataset, first=self.start.step)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[MicroBatch]:
         """This rank's micro-batches of a split, given by name."""
@@ -183,20 +189,48 @@ class RankZeroTrainer(ResumableTrainer):
         self.open_step()
         micro_batches = inputs["micro_batches"]
         scale = self.world.world_size / max(1, inputs["num_labels"])
-        total = torch.zeros((), device=self.args.device)
+        losses: list[torch.Tensor] = []
         for number, micro_batch in enumerate(micro_batches, 1):
             self.host.stop_if_agreed()
-            with self._gradient_sync(model, is_last=number == len(micro_batches)):
+            is_last = number == len(micro_batches)
+            with self._gradient_sync(model, is_last=is_last):
                 moved = micro_batch.to(self.args.device)
                 if self.noise is not None:
                     self.noise.follow(moved.position_ids)
                 loss = scale * summed_loss(model, moved, self.loss_plan)
+                losses.append(loss.detach())
+                if is_last and self.is_deepspeed_enabled:  # it updates inside `backward`
+                    self._require_finite_step(losses)
                 self.accelerator.backward(loss)
-            total += loss.detach()
+        if not self.is_deepspeed_enabled:
+            self._require_finite_step(losses)
         self.tokens_seen += int(inputs["lengths"].sum())
         self.throughput.add(inputs)
         self.close_step()
-        return total
+        return torch.stack(losses).sum()
+
+    def _require_finite_step(self, losses: list[torch.Tensor]) -> None:
+        """Stop before an update that would ruin the run. The one question to the device in a step.
+
+        Raises: TrainingFailed naming the rows whose loss is not a number.
+        """
+        if math.isfinite(torch.stack(losses).sum()):
+            return
+        step = self.state.global_step
+        dataset = self._train_dataset()
+        bad = [
+            example
+            for members, loss in zip(dataset.members(step), losses, strict=True)
+            if not math.isfinite(loss)
+            for example in members
+        ]
+        raise TrainingFailed(
+            f"the loss of step {step + 1} is not a finite number, on the training rows "
+            f"{name_rows(dataset.split, bad, self.config.data)}",
+            rule=f"nothing is learned from such a loss: the weights are still those of step {step}",
+            fix="look at these rows; if they are in order, lower training.learning_rate, warm up "
+            "longer, or use training.precision: bf16",
+        )
 
     def _gradient_sync(self, model: torch.nn.Module, *, is_last: bool) -> Any:
         """Accumulate locally, and let gradients meet the other ranks on the last micro-batch.

@@ -11,14 +11,20 @@ import click
 
 @click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON on stdout.")
-def compare(runs: tuple[Path, ...], as_json: bool) -> None:
+def compare(runs: tuple[Path, ...], html: Path | None, as_json: bool) -> None:
     """Show runs side by side: settings that differ, losses, rates, memory."""
     from launcher.compare import compare as compare_records
-    from launcher.compare import read_run
     from launcher.compare_text import to_text
+    from trainer.report.read import read_run
 
     comparison = compare_records([read_run(run) for run in runs])
+    if html is not None:
+        from trainer.report.page import write_comparison
+
+        write_comparison(runs, html)
+        click.echo(f"wrote {html}", err=True)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(comparison), indent=2, ensure_ascii=False))
     else:

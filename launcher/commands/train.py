@@ -11,10 +11,11 @@ from rich.console import Console
 from launcher.commands.options import nodes_option, set_option
 from launcher.engines.launch import EngineName
 from launcher.plan_table import render_summary
-from launcher.planning import Target, plan_run
+from launcher.planning import Target, plan_run, what_needs_less
 from launcher.run import Start, show_run, start_run
 from launcher.run_directory import enter, read_past, resume_choice
 from trainer.config import load_config
+from trainer.errors import OutOfMemory
 from trainer.run_directory import RunDirectory
 
 
@@ -73,5 +74,9 @@ def train(
     Console(stderr=True, highlight=False, soft_wrap=True).print(summary)
     if dry_run:
         click.echo(show_run(planned, start))
-    else:
+        return
+    try:
         sys.exit(start_run(planned, config, start))
+    except OutOfMemory:
+        click.echo(what_needs_less(planned), err=True)
+        raise

@@ -43,10 +43,13 @@ ENGINES: dict[str, tuple[str, ...]] = {
     ),
 }
 # Everything that could leave a trace of where a run was cut: dropout, curriculum order, packing
-# (always on), epochs that end inside, evaluation, checkpoints by epoch, and an early stop.
+# (always on), epochs that end inside, evaluation, answers, checkpoints by epoch, a rank that grows,
+# and an early stop.
 EVENTFUL: dict[str, Any] = {
     "training": {"max_steps": 12, "precision": "fp32", "neftune_noise_alpha": 5.0},
-    "lora": {"dropout": 0.1},
+    "lora": {"dropout": 0.1, "r": 8, "alpha": 16, "progressive_ranks": [2, 4, 8]},
+    "samples": {"prompts": ["What is blood pressure?"], "max_new_tokens": 4},
+    "safety": {"enabled": True, "prompts": ["My chest hurts."], "max_new_tokens": 4},
     "evaluation": {
         "every_steps": 2,
         "early_stopping_patience": 3,

@@ -14,7 +14,9 @@ import psutil
 from click.testing import CliRunner, Result
 
 from launcher.cli import rankzero
-from launcher.compare import compare, flatten, read_run, to_results
+from launcher.compare import compare, to_results
+from trainer.report.read import read_run
+from trainer.report.values import flatten
 
 METRICS = [
     {"step": 0, "time": 100.0, "eval_loss": 2.0},

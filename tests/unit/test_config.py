@@ -431,6 +431,22 @@ def test_every_spelling_names_a_setting() -> None:
 
 
 CONTRADICTIONS: list[tuple[str, str]] = [
+    ("samples: {top_p: 0.5}", "`samples.top_p` would be ignored"),
+    ("safety: {max_new_tokens: 8}", "`safety.max_new_tokens` would be ignored"),
+    ("safety: {enabled: true, prompts: []}", "`safety.prompts` is empty"),
+    ("safety: {enabled: true, checker: a.b, rules: r.yaml}", "`safety.rules` would be ignored"),
+    ("merge: {require: {safety.compliance_rate: '> 0.9'}}", "`safety.enabled` is false"),
+    ("lora: {r: 8, progressive_ranks: [4, 16]}", "the last one `lora.r`"),
+    ("lora: {r: 8, progressive_ranks: [8, 4]}", "ascending"),
+    ("lora: {r: 8, progressive_ranks: [4, 8], rank_pattern: {q_proj: 2}}", "cannot be kept"),
+    (
+        "lora: {r: 8, progressive_ranks: [4, 8]}\ntraining: {optimizer: adafactor}",
+        "adafactor does not allow",
+    ),
+    ("lora: {r: 8, progressive_ranks: [4, 8]}\ntraining: {max_steps: 1}", "2 ranks for 1 steps"),
+    ("hub: {private: false}", "`hub.private` would be ignored"),
+    ("hub: {repository: me/x, content: merged}", "`merge.after_training` is false"),
+    ("hub: {repository: me/x}\nlora: {enabled: false}", "push model/ by hand"),
     ("lora: {enabled: false, r: 8}", "`lora.r` would be ignored"),
     ("lora: {enabled: false}\nmodel: {name: m, quantization: nf4}", "cannot be trained"),
     ("lora: {enabled: false}\nmerge: {after_training: true}", "no adapter to merge"),

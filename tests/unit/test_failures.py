@@ -13,6 +13,7 @@ from trainer.errors import (
     ConfigError,
     EnvironmentProblem,
     Interrupted,
+    OutOfMemory,
     RankZeroError,
     TrainingFailed,
 )
@@ -35,8 +36,8 @@ def disk_full_under_torch() -> RuntimeError:
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), TrainingFailed),
-        (MemoryError(), TrainingFailed),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), OutOfMemory),
+        (MemoryError(), OutOfMemory),
         (disk_full_under_torch(), EnvironmentProblem),
         (PermissionError(errno.EACCES, "no", "x"), EnvironmentProblem),
         (ConfigError("as it is"), ConfigError),

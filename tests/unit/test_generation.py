@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM
 from tests.templates import FAMILIES, family_tokenizer
 from tests.tiny import CHATML, make_model_folder, make_tokenizer
 from tests.unit.test_merge import make_adapter
+from trainer.answers import Asker, end_tokens, learned_template
 from trainer.entry import run_entry
 from trainer.errors import ConfigError
-from trainer.generation import Answer, Speaker, _end_tokens, _learned, load_speaker, main, show
+from trainer.generation import Answer, Speaker, load_speaker, main, show
 from trainer.merge.merging import merge_adapter
 from trainer.trained_model import find_trained_model
 
@@ -106,13 +107,13 @@ def test_system_prompt_of_the_run_is_said_and_used(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[str] = []
-    plain = Speaker._input_ids
+    plain = Asker.prompt_ids
 
-    def recording(speaker: Speaker) -> torch.Tensor:
-        used.extend(m["content"] for m in speaker.messages if m["role"] == "system")
-        return plain(speaker)
+    def recording(asker: Asker, messages: list[dict[str, str]]) -> list[int]:
+        used.extend(m["content"] for m in messages if m["role"] == "system")
+        return plain(asker, messages)
 
-    monkeypatch.setattr(Speaker, "_input_ids", recording)
+    monkeypatch.setattr(Asker, "prompt_ids", recording)
     arguments = [str(run), str(run.parent / "base"), "--prompt", "Hi", "--max-new-tokens", "1"]
     assert run_entry(main, arguments) == 0
     assert SYSTEM in capsys.readouterr().err
@@ -155,7 +156,7 @@ def test_system_prompt_is_folded_as_in_training(run: Path) -> None:
         speaker = Speaker("m", model, tokenizer, SYSTEM)
         speaker.answer("Hello", 2)
         speaker.messages.append({"role": "user", "content": "More?"})
-        text = tokenizer.decode(speaker._input_ids()[0])
+        text = tokenizer.decode(speaker.asker.prompt_ids(speaker.messages))
         assert text.startswith(f"<|im_start|>user\n{SYSTEM}\n\nHello<|im_end|>")
         assert text.count(SYSTEM) == 1
 
@@ -226,7 +227,7 @@ def test_a_system_prompt_goes_where_training_put_it(tmp_path: Path) -> None:
     speaker = Speaker("m", model, tokenizer, "Be brief.")
     speaker.answer("Hello", 1)
     speaker.messages.pop()  # its answer
-    asked = tokenizer.decode(speaker._input_ids()[0])
+    asked = tokenizer.decode(speaker.asker.prompt_ids(speaker.messages))
     assert asked.startswith("<|im_start|>user\nBe brief.\n\nHello<|im_end|>")
 
 
@@ -234,5 +235,5 @@ def test_an_answer_ends_where_the_chat_format_ends_a_turn(tmp_path: Path) -> Non
     tokenizer = make_tokenizer(eos_token="<eos>", special_tokens=("<|im_start|>", "<|im_end|>"))
     folder = make_model_folder(tmp_path / "model", tokenizer=tokenizer)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    ends = _end_tokens(model, tokenizer, _learned(tokenizer))
+    ends = end_tokens(model, tokenizer, learned_template(tokenizer))
     assert set(tokenizer.convert_ids_to_tokens(ends)) == {"<eos>", "<|im_end|>"}

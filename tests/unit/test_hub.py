@@ -14,8 +14,12 @@ import pytest
 from huggingface_hub import constants
 from pytest_socket import _remove_restrictions, disable_socket, socket_allow_hosts
 
+from tests.unit.test_merge import make_adapter
+from trainer.config import Config
 from trainer.errors import ConfigError, EnvironmentProblem, RankZeroError
 from trainer.hub import check_push, push_folder
+from trainer.publication import publish_run
+from trainer.run_directory import RunDirectory
 
 TOKEN = "hf_secret"
 CARD = "---\nlibrary_name: transformers\n---\n# A model\n"
@@ -224,3 +228,22 @@ def test_private_is_never_made_public_and_two_models_never_mixed(hub: FakeHub, m
     with pytest.raises(ConfigError, match="holds other weights: model-00001"):
         push_folder(model, "me/model")
     assert hub.commits == []
+
+
+def test_a_run_s_adapter_goes_to_the_hub_with_a_card_and_without_paths(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    run = RunDirectory(make_adapter(tmp_path / "a private place"))
+    before = {path: path.read_bytes() for path in run.adapter.iterdir()}
+    values = {
+        "model": {"name": str(tmp_path / "a private place" / "base")},
+        "data": {"train": "rows.jsonl"},
+        "hub": {"repository": "me/tiny"},
+        "output_dir": str(run.path),
+    }
+    assert publish_run(run, Config.model_validate(values)) == f"{hub.url}/me/tiny"
+    assert hub.repos == {"me/tiny": True}
+    assert json.loads(hub.files["adapter_config.json"])["base_model_name_or_path"] == "base"
+    assert b"# LoRA adapter for base" in hub.files["README.md"]
+    assert not any(b"a private place" in content for content in hub.files.values())
+    assert {path: path.read_bytes() for path in run.adapter.iterdir()} == before

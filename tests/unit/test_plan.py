@@ -18,7 +18,7 @@ from launcher.plan_request import Past, Request, choose_basis, with_kept_batch
 from launcher.planning import with_grace
 from launcher.profile import Profile
 from launcher.profile_file import load_profile, shipped_profiles
-from launcher.remedies import find_remedies
+from launcher.remedies import find_lighter, find_remedies, lighter_text
 from launcher.run_plan import RunPlan
 from launcher.strategy import LADDER, Strategy, Zero, make_strategies
 from trainer.config import Config, load_config
@@ -94,11 +94,12 @@ def make_config(folder: Path, model: str, sections: dict[str, Any]) -> Config:
     return load_config(path)
 
 
-def remedies_of(request: Request) -> list[Any]:
-    def known_facts(config: Config, basis: Any, _: Profile) -> ModelFacts:
-        method = "full" if not config.lora.enabled else "lora"
-        return facts_of(config.model.name, "qlora" if basis.quantization == "nf4" else method)
+def known_facts(config: Config, basis: Any, _: Profile) -> ModelFacts:
+    method = "full" if not config.lora.enabled else "lora"
+    return facts_of(config.model.name, "qlora" if basis.quantization == "nf4" else method)
 
+
+def remedies_of(request: Request) -> list[Any]:
     return find_remedies(request, shipped_profiles(), known_facts)
 
 
@@ -146,6 +147,21 @@ def test_an_8b_in_full_does_not_fit_24_gb(make: Make) -> None:
     request = make("llama-3.1-8b", "single-24gb", "full")
     assert make_plan(request).plan is None
     assert any("lora.enabled: true" in remedy.change for remedy in remedies_of(request))
+
+
+def test_what_needs_less_than_a_plan_that_ran_out_of_memory(make: Make) -> None:
+    request = make("llama-3.2-1b", "single-24gb", "lora")
+    plan = make_plan(request).plan
+    assert plan is not None
+    lighter = find_lighter(request, plan, known_facts)
+    assert [one.change.partition(":")[0] for one in lighter][:2] == [
+        "training.max_tokens_per_device",
+        "training.gradient_checkpointing",
+    ]
+    assert all(one.device_gib < plan.usage[0].gib for one in lighter)
+    text = lighter_text(plan, lighter)
+    assert f"peak of {plan.usage[0].gib:.1f}" in text
+    assert all(one.change in text for one in lighter)
 
 
 def test_a_70b_with_lora_fits_8_x_80_gb_without_offload(make: Make) -> None:

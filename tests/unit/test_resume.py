@@ -181,6 +181,20 @@ def test_lines_of_repeated_steps_are_told_from_those_that_stay(tmp_path: Path) -
     assert not any(start_of(RunDirectory(tmp_path / "new")).logged(lines))
 
 
+def test_answers_and_advice_of_repeated_steps_are_given_anew(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"step": 0, "quality": 0.1},
+        {"step": 10, "name": "overfitting"},
+        {"step": 10, "name": "converged"},
+        {"step": 10, "quality": 0.2},
+        {"step": 10, "quality": 0.3},
+        {"step": 11, "quality": 0.4},
+    ]
+    start = start_of(make_run(tmp_path / "run", (10,)))
+    assert list(start.measured(lines)) == [True, True, True, True, False, False]
+    assert not any(start_of(RunDirectory(tmp_path / "new")).measured(lines))
+
+
 def test_no_change_of_an_adapters_form_can_be_accepted(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", (10,))
     now = {**CONTRACT, "settings": {"seed": 1, "lora.r": 4}}

@@ -20,6 +20,8 @@ from trainer.run_directory import RunDirectory
 
 AUTO, NEVER = "auto", "never"
 _BEST = "BestModelCallback"
+# What tells the lines of one step in metrics.jsonl apart.
+_KINDS = ("loss", "eval_loss", "eval_quality", "eval_safety_compliance_rate")
 
 
 @dataclass(frozen=True)
@@ -34,20 +36,37 @@ class Start:
     def step(self) -> int:
         return 0 if self.state is None else self.state.step
 
+    def measured(self, lines: Iterable[dict[str, Any]]) -> Iterator[bool]:
+        """Tell of each line of samples, checks and advice whether it is from before this start.
+
+        Of the last step that is the first line: the end of a run measures its best weights again.
+        PURE.
+        """
+        seen: set[tuple[int, str | None]] = set()
+        is_pending = self.state is not None and self.state.evaluation_pending
+        for line in lines:
+            step = line.get("step", 0)
+            key = (step, line.get("name"))
+            if self.state is None or step != self.step:
+                yield step < self.step
+                continue
+            yield key not in seen and not is_pending
+            seen.add(key)
+
     def logged(self, lines: Iterable[dict[str, Any]]) -> Iterator[bool]:
         """Tell of each line of metrics.jsonl whether it is from before this start. PURE.
 
-        Of the last step that is the first line with its loss and the first with its evaluation: the
-        results at the end of a run are measured again.
+        Of the last step that is the first line of each kind: the results at the end of a run are
+        measured again.
         """
         seen: set[str] = set()
         for line in lines:
             step = line.get("step", 0)
-            kind = next((name for name in ("loss", "eval_loss") if name in line), None)
+            kind = next((name for name in _KINDS if name in line), None)
             if self.state is None or step != self.step:
                 yield step < self.step
                 continue
-            is_repeated = kind == "eval_loss" and self.state.evaluation_pending
+            is_repeated = kind != "loss" and self.state.evaluation_pending
             yield kind is not None and kind not in seen and not is_repeated
             seen.add(kind or "")
 

@@ -96,22 +96,30 @@ class StepDataset(Dataset[StepShare]):
         return self.num_steps
 
     def __getitem__(self, step: int) -> StepShare:
-        examples = examples_of_step(
+        examples = self._examples(step)
+        return StepShare(
+            micro_batches=[
+                collate([self.split.row(example) for example in members])
+                for members in self.members(step)
+            ],
+            num_labels=int(self.split.num_labels[examples].sum()),
+            lengths=torch.from_numpy(self.split.lengths[examples]),
+        )
+
+    def members(self, step: int) -> list[list[int]]:
+        """Return the examples of each of this rank's micro-batches, by their place in the split."""
+        examples = self._examples(step)
+        lengths = self.split.lengths[examples]
+        shares = assign(lengths, self.world_size, self.max_tokens, self.max_examples)
+        return [[int(examples[position]) for position in part] for part in shares[self.rank]]
+
+    def _examples(self, step: int) -> NDArray[np.int64]:
+        return examples_of_step(
             step,
             num_examples=len(self.split),
             global_batch_size=self.global_batch_size,
             seed=self.seed,
             fixed_order=self.fixed_order,
-        )
-        lengths = self.split.lengths[examples]
-        shares = assign(lengths, self.world_size, self.max_tokens, self.max_examples)
-        return StepShare(
-            micro_batches=[
-                collate([self.split.row(int(examples[position])) for position in members])
-                for members in shares[self.rank]
-            ],
-            num_labels=int(self.split.num_labels[examples].sum()),
-            lengths=torch.from_numpy(lengths),
         )
 
 

@@ -166,6 +166,11 @@ class PreparedSplit:
         return self._data.table.row(int(self._index[index]))
 
     @property
+    def data(self) -> PreparedData:
+        """What this is a split of."""
+        return self._data
+
+    @property
     def positions(self) -> NDArray[np.int64]:
         """(N,) where the examples lie in rows.arrow; weights make positions repeat."""
         return self._index
@@ -184,6 +189,9 @@ class PreparedData:
         self.table = RowTable(entry / "rows.arrow")
         report = json.loads((entry / "report.json").read_text(encoding="utf-8"))
         self.largest_token_id: int = report["largest_token_id"]
+        read = [source["rows_read"] for source in report["sources"]]
+        self.first_rows: list[int] = np.cumsum([0, *read])[:-1].tolist()
+        """The number of each source's first row, counted over all sources."""
 
     def split(self, name: SplitName) -> PreparedSplit | None:
         """Open one split; None when it is empty."""

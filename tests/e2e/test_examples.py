@@ -1,0 +1,68 @@
+"""Each shipped example config trains the real SmolLM2 on a CPU and leaves what it promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM
+
+from tests.commands import read_json, run
+from tests.real_model import ROOT
+
+pytestmark = pytest.mark.e2e
+
+# What a CPU of two cores needs changed: the model, few and short steps, and no fp16 there.
+SHORT = {
+    "training.max_steps": 2,
+    "training.batch_size": 1,
+    "training.gradient_accumulation_steps": 2,
+    "training.logging_steps": 1,
+    "training.warmup_steps": 1,
+    "training.precision": "fp32",
+    "data.max_length": 128,
+}
+HELD_OUT = {"data.validation_size": 2, "data.test_size": 2}
+# Name -> what else changes, the folders and files it ends with.
+EXAMPLES: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
+    "system-a-medical.yaml": (HELD_OUT, ("adapter", "best_model")),
+    "system-b-medical.json": (
+        {"data.validation_size": 2, "evaluation.every_steps": 1, "checkpoint.every_steps": 1},
+        ("adapter", "best_model"),
+    ),
+    "system-c-small-sft.yaml": ({}, ("adapter", "merged")),
+    "system-d-reasoning.json": (
+        {"data.validation_size": 2, "model.quantization": "none"},
+        ("adapter", "best_model"),
+    ),
+}
+ALWAYS = ("summary.json", "metrics.jsonl", "data_report.json", "report.html", "training_curves.png")
+
+
+def test_every_example_is_here() -> None:
+    assert set(EXAMPLES) == {path.name for path in (ROOT / "examples").glob("system-*")}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_trains_and_ends_with_its_files(
+    name: str, real_model: Path, tmp_path: Path
+) -> None:
+    own, folders = EXAMPLES[name]
+    settings = {**SHORT, **own, "model.name": str(real_model), "output_dir": str(tmp_path / "out")}
+    options = [
+        word
+        for key, value in settings.items()
+        for word in ("--set", f"{key}={json.dumps(value) if not isinstance(value, str) else value}")
+    ]
+    trained = run("-m", "launcher", "train", f"examples/{name}", *options, cwd=ROOT)
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    out = tmp_path / "out"
+    assert read_json(out / "status.json")["state"] == "completed"
+    assert read_json(out / "summary.json")["steps"] == 2
+    for missing in (entry for entry in (*ALWAYS, *folders) if not (out / entry).exists()):
+        pytest.fail(f"{missing} is not there")
+    assert AutoPeftModelForCausalLM.from_pretrained(out / "adapter").num_parameters() > 1e8
+    if "merged" in folders:
+        assert AutoModelForCausalLM.from_pretrained(out / "merged").num_parameters() > 1e8

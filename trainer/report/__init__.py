@@ -1,0 +1,1 @@
+"""report.html and training_curves.png from what a run left on disk. Torch-free."""
