@@ -22,7 +22,6 @@ SHORT = {
     "training.logging_steps": 1,
     "training.warmup_steps": 1,
     "training.precision": "fp32",
-    "data.max_length": 128,
 }
 HELD_OUT = {"data.validation_size": 2, "data.test_size": 2}
 # Name -> what else changes, the folders and files it ends with.
