@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from launcher.cli import COMMANDS, rankzero
 from launcher.supervise import supervise
 from trainer.config import load_config, to_json
 from trainer.config_paths import with_absolute_paths
-from trainer.errors import ConfigError, Interrupted, RankZeroError, TrainingFailed
+from trainer.errors import ConfigError, Interrupted, OutOfMemory, RankZeroError, TrainingFailed
 from trainer.model_facts import ModelFacts
 from trainer.run_directory import RunDirectory, write_json
 from trainer.status import write_completed
@@ -249,6 +250,22 @@ def test_train_writes_the_run_directory_then_prepares_and_trains(
     fixed = [f"{name}={json.dumps(value)}" for name, value in plan["overrides"].items()]
     resolved = with_absolute_paths(load_config(config, ["seed=3", *fixed]))
     assert (run / "resolved.json").read_text() == to_json(resolved)
+
+
+@pytest.mark.usefixtures("known_model")
+def test_a_run_out_of_memory_hears_what_would_need_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "supervise", _Recorded(0, OutOfMemory("rank 1: no memory")))
+    ended = _invoke("train", _config(tmp_path), "--profile", "cpu")
+    assert ended.exit_code == 4
+    plan = json.loads((tmp_path / "runs" / "one" / "plan.json").read_text())
+    planned = plan["usage"][0]["gib"]
+    assert f"the plan predicted a peak of {planned:.1f}" in ended.stderr
+    cheapest = re.search(r"1\. training\.gradient_checkpointing: true: peak (\S+) of", ended.stderr)
+    assert cheapest is not None
+    assert float(cheapest[1]) < planned
+    assert "error: rank 1: no memory" in ended.stderr
 
 
 @pytest.fixture
