@@ -12,11 +12,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerControl, TrainerState
 
-from trainer import tracking
+from trainer import trackers
 from trainer.config import Config, TrackingConfig
 from trainer.errors import EnvironmentProblem
 from trainer.run_directory import RunDirectory
-from trainer.tracking import RunToTrack, TrackersCallback, tracker_environment
+from trainer.trackers import RunToTrack
+from trainer.tracking import TrackersCallback, tracker_environment
 
 SAMPLE = {"prompt": "# Why?", "greedy": "a\n\n* b", "sampled": "c", "quality": 0.5}
 
@@ -46,7 +47,7 @@ class FakeTracker:
 @pytest.fixture
 def config(monkeypatch: pytest.MonkeyPatch) -> Config:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # as if it were installed
-    monkeypatch.setitem(tracking._TRACKERS, "mlflow", FakeTracker)
+    monkeypatch.setitem(trackers.TRACKERS, "mlflow", FakeTracker)
     return make_config("mlflow")
 
 
@@ -100,15 +101,15 @@ def test_lines_are_shown_by_split_and_answers_with_their_line(
 def test_only_what_is_new_is_shown_of_a_step_that_is_done_again() -> None:
     last = {"train/loss": 5, "eval/loss": 4}
     metrics = {"train/loss": 1.0, "eval/loss": 2.0, "test/loss": 3.0}
-    assert tracking._later_than(last, metrics, 4) == {"test/loss": 3.0}
-    assert tracking._later_than(last, metrics, 5) == {"eval/loss": 2.0, "test/loss": 3.0}
-    assert tracking._later_than(last, metrics, 6) == metrics
+    assert trackers.later_than(last, metrics, 4) == {"test/loss": 3.0}
+    assert trackers.later_than(last, metrics, 5) == {"eval/loss": 2.0, "test/loss": 3.0}
+    assert trackers.later_than(last, metrics, 6) == metrics
 
 
 def test_tensorboard_shows_answers_as_they_are(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     tracker_environment(TrackingConfig(), directory)
-    tracker = tracking._TensorBoard(RunToTrack(make_config("tensorboard"), directory, 0))
+    tracker = trackers.TensorBoard(RunToTrack(make_config("tensorboard"), directory, 0))
     tracker.show_samples([SAMPLE], 3)
     tracker.finish(tmp_path / "none.png")
     events = EventAccumulator(str(directory.tensorboard))
@@ -151,5 +152,5 @@ def test_a_user_who_is_not_logged_in_is_told_so(
 
 
 def test_settings_are_listed_by_their_dotted_names() -> None:
-    flat = dict(tracking._flat({"lora": {"r": 8, "rank_pattern": {}}, "seed": 1}))
+    flat = dict(trackers.flat({"lora": {"r": 8, "rank_pattern": {}}, "seed": 1}))
     assert flat == {"lora.r": 8, "lora.rank_pattern": {}, "seed": 1}
