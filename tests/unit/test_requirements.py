@@ -45,11 +45,12 @@ def test_a_condition_holds(condition: str, below: bool, equal: bool, above: bool
 
 
 def test_requirements_are_read_from_file_and_command_line(tmp_path: Path) -> None:
+    measured = f"{HELD_OUT}safety: {{enabled: true}}\n"
     written = '{eval_loss: "<= 1.2", safety.compliance_rate: ">= 0.95"}'
-    assert load(tmp_path, f"{HELD_OUT}merge: {{require: {written}}}\n").merge.require == BOTH
-    assert load(tmp_path, HELD_OUT, f"merge.require={written}").merge.require == BOTH
+    assert load(tmp_path, f"{measured}merge: {{require: {written}}}\n").merge.require == BOTH
+    assert load(tmp_path, measured, f"merge.require={written}").merge.require == BOTH
     block = 'merge:\n  require:\n    eval_loss: <= 1.2\n    safety.compliance_rate: ">= 0.95"\n'
-    assert load(tmp_path, HELD_OUT + block).merge.require == BOTH
+    assert load(tmp_path, measured + block).merge.require == BOTH
 
 
 @pytest.mark.parametrize(
