@@ -18,7 +18,8 @@ from trainer.config_schema import Config, DataConfig, LoraConfig, ModelConfig, T
 from trainer.loss import prepare_loss
 from trainer.run_directory import RunDirectory
 from trainer.schedule import BatchPlan
-from trainer.training import RankZeroTrainer, build_training_arguments, to_training_arguments
+from trainer.training import RankZeroTrainer
+from trainer.training_arguments import build_training_arguments, to_training_arguments
 from trainer.world import World, read_world
 
 VOCABULARY = 500

@@ -51,7 +51,8 @@ from trainer.schedule import BatchPlan, make_batch_plan
 from trainer.status import write_completed, write_failed, write_running
 from trainer.tokenizer import load_training_tokenizer
 from trainer.tracking import TrackersCallback
-from trainer.training import RankZeroTrainer, build_training_arguments, to_training_arguments
+from trainer.training import RankZeroTrainer
+from trainer.training_arguments import build_training_arguments, to_training_arguments
 from trainer.weights import write_weights
 from trainer.world import World, read_world
 

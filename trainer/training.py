@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from trainer.config import Config
@@ -35,8 +35,7 @@ from trainer.loss import LossPlan, summed_loss
 from trainer.memory_report import memory_metrics
 from trainer.neftune import EmbeddingNoise
 from trainer.resumable import ResumableTrainer
-from trainer.run_directory import RunDirectory
-from trainer.schedule import BatchPlan, scheduler_arguments
+from trainer.schedule import BatchPlan
 from trainer.throughput import Throughput
 from trainer.world import World
 
@@ -44,53 +43,6 @@ from trainer.world import World
 _SPLIT_OF: dict[str, SplitName] = {"eval": "validation", "test": "test"}
 # Trainer computes these from a batch size of one, or not at all.
 _MEANINGLESS = ("eval_steps_per_second", "test_steps_per_second", "total_flos")
-
-
-def to_training_arguments(
-    config: Config, plan: BatchPlan, *, precision: str, device_type: str, directory: RunDirectory
-) -> dict[str, Any]:
-    """Translate the config into the keyword arguments of `TrainingArguments`. Pure."""
-    training = config.training
-    return {
-        "output_dir": str(directory.path),  # Trainer itself writes nothing there
-        "max_steps": plan.num_steps,
-        "per_device_train_batch_size": 1,  # one StepShare
-        "gradient_accumulation_steps": 1,
-        "learning_rate": training.learning_rate,
-        **scheduler_arguments(training),
-        "warmup_steps": plan.warmup_steps,
-        "optim": training.optimizer,
-        "adam_beta1": training.adam_beta1,
-        "adam_beta2": training.adam_beta2,
-        "adam_epsilon": training.adam_epsilon,
-        "weight_decay": training.weight_decay,
-        "max_grad_norm": training.max_grad_norm,
-        "bf16": precision == "bf16",
-        "fp16": precision == "fp16",
-        "use_cpu": device_type == "cpu",
-        "seed": config.seed,
-        "logging_steps": training.logging_steps,
-        "logging_first_step": True,
-        # It would ask the device for the loss at every step; `log` checks it where it is known.
-        "logging_nan_inf_filter": False,
-        "eval_strategy": "no",  # callbacks/cadence.py decides
-        "save_strategy": "no",
-        "report_to": "none",  # tracking.py shows it
-        "disable_tqdm": True,  # callbacks/progress.py draws
-        "log_level": "error",  # Trainer sets the library's level from this
-        "log_level_replica": "error",
-        "ddp_find_unused_parameters": False,
-        "ddp_broadcast_buffers": False,
-        "remove_unused_columns": False,
-    }
-
-
-def build_training_arguments(arguments: dict[str, Any]) -> TrainingArguments:
-    """Make the real thing; this joins the process group when there are several ranks."""
-    built = TrainingArguments(**arguments)
-    # Trainer would wrap the model in DataParallel when one process sees several GPUs.
-    built._n_gpu = min(built.n_gpu, 1)
-    return built
 
 
 class RankZeroTrainer(ResumableTrainer):

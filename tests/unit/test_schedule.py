@@ -24,7 +24,7 @@ from trainer.config import (
 from trainer.errors import ConfigError
 from trainer.run_directory import RunDirectory
 from trainer.schedule import BatchPlan, make_batch_plan
-from trainer.training import to_training_arguments
+from trainer.training_arguments import to_training_arguments
 
 
 def make_config(training: dict[str, Any], **sections: Any) -> Config:
