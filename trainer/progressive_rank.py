@@ -12,7 +12,7 @@ Letters: R the last rank, r the rank at hand.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ class ProgressiveRankCallback(TrainerCallback):  # type: ignore[misc]
         self.trainer, self.ranks, self.run = trainer, ranks, run
         self.rank = ranks[0]
         self.num_steps = trainer.plan.num_steps
+        self.ends = stage_ends(ranks, self.num_steps)
         self._columns = {
             name: parameter
             for name, parameter in trained_parameters(trainer.model).items()
@@ -72,16 +73,14 @@ class ProgressiveRankCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         step = state.global_step
         self.rank = rank_at(step, self.ranks, self.num_steps)
-        ends = stage_ends(self.ranks, self.num_steps)
-        if step in ends[:-1]:
-            self._start_moments(self.ranks[ends.index(step)])
+        if step in self.ends[:-1]:
+            self._start_moments(self.ranks[self.ends.index(step)])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        ends = stage_ends(self.ranks, self.num_steps)
-        if state.global_step in ends:
-            self._keep(self.ranks[ends.index(state.global_step)])
+        if state.global_step in self.ends:
+            self._keep(self.ranks[self.ends.index(state.global_step)])
 
     def _start_moments(self, before: int) -> None:
         """Give new columns the mean second moment of the old ones in their row.
@@ -101,7 +100,7 @@ class ProgressiveRankCallback(TrainerCallback):  # type: ignore[misc]
                 opened = _opened(moment, before, self.rank)
                 safe_set_full_optimizer_state(parameter, opened, _SECOND_MOMENT)
                 continue
-            kept = _state_of(self.trainer.optimizer, parameter)
+            kept = self.trainer.optimizer.state.get(parameter, {})
             if _SECOND_MOMENT in kept:
                 kept[_SECOND_MOMENT].copy_(_opened(kept[_SECOND_MOMENT], before, self.rank))
 
@@ -148,8 +147,3 @@ def _sliced(name: str, tensor: torch.Tensor, rank: int) -> torch.Tensor:
 
 def _is_part(name: str, parts: Sequence[str]) -> bool:
     return any(part in parts for part in name.split("."))
-
-
-def _state_of(optimizer: Any, parameter: torch.nn.Parameter) -> Mapping[str, torch.Tensor]:
-    state: Mapping[str, torch.Tensor] = optimizer.state.get(parameter, {})
-    return state

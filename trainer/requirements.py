@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from trainer.checkpoints.folder import list_checkpoints
 from trainer.conditions import Outcome, Requirements, judge
 from trainer.errors import ConfigError, GateFailed
-from trainer.run_directory import RunDirectory
+from trainer.run_directory import RunDirectory, read_lines
 from trainer.trained_model import find_run
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -149,15 +149,8 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines that tell a step; one that a kill cut short does not."""
-    try:
-        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return
-    for text in texts:
-        with contextlib.suppress(ValueError):
-            line = json.loads(text)
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
-                yield line
+    with contextlib.suppress(OSError):
+        yield from (line for line in read_lines(path) if isinstance(line.get("step"), int))
 
 
 def _is_number(value: object) -> TypeGuard[float]:

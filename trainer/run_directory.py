@@ -7,7 +7,7 @@ import json
 import shlex
 import socket
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,13 +207,35 @@ def keep_lines(path: Path, choose: Callable[[Iterable[dict[str, Any]]], Iterable
     """Keep the chosen lines of a JSON lines file; one that a kill cut short goes."""
     if not path.exists():
         return
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError):
-            lines.append((text, json.loads(text)))
+    lines = list(_parsed_lines(path))
     chosen = choose(value for _, value in lines)
     kept = [text for (text, _), is_kept in zip(lines, chosen, strict=True) if is_kept]
     _replace(path, "".join(f"{text}\n" for text in kept))
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Add an object to a JSON lines file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSON lines file that may not be there; one cut short is left out.
+
+    Raises: OSError when it is there and cannot be read.
+    """
+    return [value for _, value in _parsed_lines(path)]
+
+
+def _parsed_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not path.is_file():
+        return
+    # Not splitlines: an answer may hold other line separators, such as U+2028, unescaped.
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(ValueError):
+            value = json.loads(text)
+            if isinstance(value, dict):
+                yield text, value
 
 
 def write_last_word(path: Path, value: Any) -> None:

@@ -18,7 +18,7 @@ from transformers.integrations.integration_utils import rewrite_logs
 from trainer.config import Config, TrackingConfig
 from trainer.errors import EnvironmentProblem
 from trainer.report.page import PICTURE
-from trainer.run_directory import RunDirectory, write_json
+from trainer.run_directory import RunDirectory, read_lines, write_json
 from trainer.trackers import TRACKERS, RunToTrack, Tracker
 
 
@@ -81,9 +81,9 @@ class TrackersCallback(TrainerCallback):  # type: ignore[misc]
         for tracker in self.trackers:
             tracker.log(metrics, state.global_step)
         if "eval/quality" in metrics:  # logged when the line of its answers is written
-            *_, last = self.samples.read_text(encoding="utf-8").splitlines()
+            samples = read_lines(self.samples)[-1]["samples"]
             for tracker in self.trackers:
-                tracker.show_samples(json.loads(last)["samples"], state.global_step)
+                tracker.show_samples(samples, state.global_step)
 
     def finish(self) -> None:
         """End the run in all trackers, with the picture of its curves if there is one.

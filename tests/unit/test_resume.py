@@ -13,7 +13,8 @@ from trainer.checkpoints.commit import begin, commit
 from trainer.checkpoints.resume import AUTO, NEVER, bring_in, find_start
 from trainer.checkpoints.state import RunState, write_state
 from trainer.errors import ConfigError, EnvironmentProblem
-from trainer.run_directory import RunDirectory, write_json
+from trainer.requirements import measured_figures
+from trainer.run_directory import RunDirectory, append_line, keep_lines, read_lines, write_json
 
 CONTRACT: dict[str, Any] = {
     "data_fingerprint": "f",
@@ -193,6 +194,18 @@ def test_answers_and_advice_of_repeated_steps_are_given_anew(tmp_path: Path) -> 
     start = start_of(make_run(tmp_path / "run", (10,)))
     assert list(start.measured(lines)) == [True, True, True, True, False, False]
     assert not any(start_of(RunDirectory(tmp_path / "new")).measured(lines))
+
+
+def test_an_answer_with_odd_line_separators_is_one_line(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", (10,))
+    line = {"step": 10, "compliance_rate": 0.5, "checks": [{"answer": "a\u2028b\x85c\nd"}]}
+    append_line(run.safety, line)
+    with run.safety.open("a", encoding="utf-8") as file:
+        file.write('{"step": 11, "compl')  # a kill
+    assert read_lines(run.safety) == [line]
+    keep_lines(run.safety, start_of(run).measured)
+    assert read_lines(run.safety) == [line]
+    assert measured_figures(run, run.checkpoints / "step-000010")["safety.compliance_rate"] == 0.5
 
 
 def test_no_change_of_an_adapters_form_can_be_accepted(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ Both happen when the validation split is measured, or, without one, when trainin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from trainer.callbacks.stateful import StatefulCallback
 from trainer.config import Config
 from trainer.config_monitoring import SafetyConfig, SamplesConfig
 from trainer.quality import describe_answers, quality_score
-from trainer.run_directory import RunDirectory
+from trainer.run_directory import RunDirectory, append_line
 from trainer.safety.checker import load_checker, load_prompts
 
 if TYPE_CHECKING:
@@ -92,9 +91,7 @@ class AnswersCallback(StatefulCallback):
         self.last = step, weights
         if not line:
             return
-        line = {"step": step, "weights_of_step": weights, **line}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append_line(self.path, {"step": step, "weights_of_step": weights, **line})
         self.trainer.log(self.metrics(line))
 
     def state_dict(self) -> dict[str, Any]:

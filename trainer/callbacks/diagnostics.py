@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from trainer.diagnostics.facts import RunFacts
 from trainer.diagnostics.history import History
 from trainer.diagnostics.learning import LEARNING
 from trainer.lora import count_parameters
-from trainer.run_directory import RunDirectory
+from trainer.run_directory import RunDirectory, append_line, read_lines
 
 if TYPE_CHECKING:
     from trainer.data.store import PreparedSplit
@@ -38,9 +37,9 @@ class DiagnosticsCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        for line in _lines(self.run.metrics):  # of earlier attempts
+        for line in read_lines(self.run.metrics):  # of earlier attempts
             self.history.add(line)
-        self.given = {line["name"]: _advice(line) for line in _lines(self.run.advice)}
+        self.given = {line["name"]: _advice(line) for line in read_lines(self.run.advice)}
         self._tell(state.global_step, (diagnose(self.facts) for diagnose in DATA))
 
     def on_log(
@@ -62,8 +61,7 @@ class DiagnosticsCallback(TrainerCallback):  # type: ignore[misc]
             if advice is None or advice.name in self.given:
                 continue
             self.given[advice.name] = advice
-            with self.run.advice.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **vars(advice)}, ensure_ascii=False) + "\n")
+            append_line(self.run.advice, {"step": step, **vars(advice)})
             style = "yellow" if advice.severity == "warning" else "cyan"
             self.console.print(advice.text(), style=style, markup=False)
 
@@ -101,12 +99,6 @@ def unseen_share(train: PreparedSplit, validation: PreparedSplit) -> float:
 def _labels(split: PreparedSplit) -> np.ndarray[Any, np.dtype[np.int32]]:
     rows = np.linspace(0, len(split) - 1, min(len(split), _MOST_EXAMPLES)).astype(int).tolist()
     return np.concatenate([ids[mask] for ids, mask in map(split.row, rows)])
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if path.is_file():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            yield json.loads(text)
 
 
 def _advice(line: dict[str, Any]) -> Advice:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trainer.run_directory import append_line
 
 
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]
@@ -25,5 +26,4 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         line = {"step": state.global_step, "time": round(time.time(), 3), **logs}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.path, line)

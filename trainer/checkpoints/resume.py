@@ -42,16 +42,15 @@ class Start:
         Of the last step that is the first line: the end of a run measures its best weights again.
         PURE.
         """
-        seen: set[tuple[int, str | None]] = set()
+        seen: set[str | None] = set()
         is_pending = self.state is not None and self.state.evaluation_pending
         for line in lines:
-            step = line.get("step", 0)
-            key = (step, line.get("name"))
+            step, name = line.get("step", 0), line.get("name")
             if self.state is None or step != self.step:
                 yield step < self.step
                 continue
-            yield key not in seen and not is_pending
-            seen.add(key)
+            yield name not in seen and not is_pending
+            seen.add(name)
 
     def logged(self, lines: Iterable[dict[str, Any]]) -> Iterator[bool]:
         """Tell of each line of metrics.jsonl whether it is from before this start. PURE.

@@ -100,7 +100,7 @@ class StepDataset(Dataset[StepShare]):
         return StepShare(
             micro_batches=[
                 collate([self.split.row(example) for example in members])
-                for members in self.members(step)
+                for members in self._members(examples)
             ],
             num_labels=int(self.split.num_labels[examples].sum()),
             lengths=torch.from_numpy(self.split.lengths[examples]),
@@ -108,7 +108,9 @@ class StepDataset(Dataset[StepShare]):
 
     def members(self, step: int) -> list[list[int]]:
         """Return the examples of each of this rank's micro-batches, by their place in the split."""
-        examples = self._examples(step)
+        return self._members(self._examples(step))
+
+    def _members(self, examples: NDArray[np.int64]) -> list[list[int]]:
         lengths = self.split.lengths[examples]
         shares = assign(lengths, self.world_size, self.max_tokens, self.max_examples)
         return [[int(examples[position]) for position in part] for part in shares[self.rank]]

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from trainer.checkpoints.state import FILE_NAME as STATE
 from trainer.model_card.data import Data, read_data
-from trainer.run_directory import RunDirectory
+from trainer.run_directory import RunDirectory, read_lines
 from trainer.trained_model import find_run, read_adapter_config
 
 _LOSSES = {"eval_loss": "validation", "test_loss": "test"}
@@ -141,16 +141,11 @@ def _progress(folder: Path, run: RunDirectory, config: dict[str, Any]) -> _Progr
 
 def _logged_losses(metrics: Path, step: int) -> dict[str, float]:
     losses: dict[str, float] = {}
-    if metrics.is_file():
-        for text in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:  # cut short by a kill
-                continue
-            if line.get("step") == step and "train_loss" in line:
-                break  # what follows is measured on the best weights
-            if line.get("step") == step:
-                losses |= {_LOSSES[key]: line[key] for key in _LOSSES.keys() & line.keys()}
+    for line in read_lines(metrics):
+        if line.get("step") == step and "train_loss" in line:
+            break  # what follows is measured on the best weights
+        if line.get("step") == step:
+            losses |= {_LOSSES[key]: line[key] for key in _LOSSES.keys() & line.keys()}
     return losses
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import ConfigError
 from trainer.report.values import Json, as_text
-from trainer.run_directory import RunDirectory
+from trainer.run_directory import RunDirectory, read_lines
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,10 @@ def read_run(path: Path) -> RunRecord:
         summary=_read_object(run.summary),
         plan=_read_object(run.plan),
         data=_read_object(run.data_report),
-        metrics=tuple(_read_lines(run.metrics)),
-        samples=tuple(_read_lines(run.samples)),
-        safety=tuple(_read_lines(run.safety)),
-        advice=tuple(_read_lines(run.advice)),
+        metrics=_read_lines(run.metrics),
+        samples=_read_lines(run.samples),
+        safety=_read_lines(run.safety),
+        advice=_read_lines(run.advice),
         is_gone=_is_gone(run),
     )
 
@@ -86,22 +85,12 @@ def _read_object(path: Path) -> Json:
     return content if isinstance(content, dict) else {}
 
 
-def _read_lines(path: Path) -> Iterator[Json]:
-    """Yield the objects of a JSON lines file; a running process may have written half of one."""
-    if not path.is_file():
-        return
+def _read_lines(path: Path) -> tuple[Json, ...]:
+    """Return the objects of a JSON lines file; a running process may have written half of one."""
     try:
-        # Not splitlines: an answer may hold other line separators, such as U+2028, unescaped.
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        return tuple(read_lines(path))
     except OSError as error:
         raise _unreadable(path, error) from None
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            yield value
 
 
 def _unreadable(path: Path, error: Exception) -> ConfigError:
