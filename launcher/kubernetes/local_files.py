@@ -8,10 +8,8 @@ from pathlib import Path
 from launcher.kubernetes.run_config import FILE_SETTINGS, LocalFiles
 from launcher.profile_file import profile_names
 from trainer.config import Config
+from trainer.data.sources import KINDS
 from trainer.errors import ConfigError
-
-# As trainer.data.sources reads them.
-_DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
 
 def find_local_files(config: Config, profile: str) -> LocalFiles:
@@ -59,7 +57,7 @@ def _value(config: Config, setting: str) -> object:
 
 def _is_local(path: str) -> bool:
     return (
-        Path(path).suffix.lower() in _DATA_SUFFIXES
+        Path(path).suffix.lower() in KINDS
         or path.startswith(("/", ".", "~"))
         or path.count("/") > 1
         or Path(path).exists()

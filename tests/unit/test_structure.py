@@ -32,6 +32,7 @@ SHARED = {
     "trainer.config_paths",
     "trainer.config_problems",
     "trainer.config_types",
+    "trainer.data.sources",
     "trainer.deepspeed_config",
     "trainer.errors",
     "trainer.lora_presets",
