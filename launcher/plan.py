@@ -20,7 +20,7 @@ from launcher.fit import (
 from launcher.memory import GIB
 from launcher.plan_request import Request
 from launcher.run_plan import Decision, Rejection, RunPlan, TermLine, Usage
-from launcher.strategy import Strategy, Zero, make_strategies
+from launcher.strategy import Strategy, Zero, make_strategies, saves_in_parts
 from trainer.config import Config
 
 
@@ -119,6 +119,7 @@ def _to_plan(request: Request, chosen: Candidate, rejected: list[Rejection]) -> 
         deepspeed_config=strategy.deepspeed_config,
         precision=request.basis.precision,
         tensors_gib=_gib(chosen.estimate.tensors),
+        saves_in_parts=saves_in_parts(config, strategy.deepspeed_config, strategy.zero),
         overrides={
             "model.quantization": request.basis.quantization,
             "training.gradient_checkpointing": strategy.checkpointing,
@@ -145,7 +146,7 @@ def _to_plan(request: Request, chosen: Candidate, rejected: list[Rejection]) -> 
             )
             for term in chosen.estimate.terms
         ),
-        notes=_notes(request, config),
+        notes=_notes(request, config, strategy),
     )
 
 
@@ -195,7 +196,7 @@ def _tokens_reason(request: Request, chosen: Candidate) -> str:
     return "as many as fit"
 
 
-def _notes(request: Request, config: Config) -> tuple[str, ...]:
+def _notes(request: Request, config: Config, strategy: Strategy) -> tuple[str, ...]:
     facts = request.facts
     notes = [
         "the data was not read: every row is taken to be full and every token to carry a label",
@@ -209,7 +210,15 @@ def _notes(request: Request, config: Config) -> tuple[str, ...]:
             )
     if config.model.attention.startswith("flash_attention"):
         notes.append("activations were simulated with sdpa; flash attention needs no mask")
+    if request.nodes > 1:
+        notes.append("every node needs the model and the data; " + _output(config, strategy))
     return tuple(notes)
+
+
+def _output(config: Config, strategy: Strategy) -> str:
+    if saves_in_parts(config, strategy.deepspeed_config, strategy.zero):
+        return "and all the same output_dir: every rank saves its own part (checked at the start)"
+    return "output_dir is node 0's to write, and may be each node's own"
 
 
 def _gib(value: float) -> float:

@@ -13,13 +13,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from launcher.attempt import Attempt
 from launcher.engines import EngineCommand, EngineName, Launch, make_engine_command, shell_line
+from launcher.engines.launch import host_and_port
 from launcher.engines.rendezvous import free_local_rendezvous
 from launcher.hardware import detect
+from launcher.meeting import Place, meet
 from launcher.planning import PlannedRun
 from launcher.run_directory import CreatedRun, create_attempt, goes_on, is_complete, write_plan
 from launcher.strategy import Zero
@@ -32,8 +35,9 @@ from trainer.deepspeed_config import (
     load_deepspeed_config,
     with_nvme,
 )
-from trainer.errors import ConfigError, EnvironmentProblem
+from trainer.errors import ConfigError, EnvironmentProblem, Interrupted, RankZeroError
 from trainer.run_directory import RunDirectory
+from trainer.status import Ending, write_termination_log, write_verdict
 
 DRY_RUN_FOLDER = "dry-run"
 
@@ -150,6 +154,11 @@ def _join_run(planned: PlannedRun, start: Start, run: RunDirectory) -> int:
 
 
 def _train(planned: PlannedRun, start: Start, resolved: Path, attempt: Attempt) -> int:
+    if planned.plan.nodes > 1:
+        start = _meet_other_nodes(planned, start, attempt)
+    if start.node_rank:
+        log = attempt.log(start.node_rank * planned.plan.processes_per_node)
+        click.echo(f"node 0 shows the progress; the log of this node: {log}", err=True)
     launch = _launch(planned, start, resolved, attempt.folder)
     command = make_engine_command(planned.plan.engine, launch)
     _write_files(command)
@@ -161,6 +170,65 @@ def _train(planned: PlannedRun, start: Start, resolved: Path, attempt: Attempt) 
         how_to_go_on="run the same command again"
         + ("" if start.resume == "auto" else " with --resume auto"),
     )
+
+
+def _meet_other_nodes(planned: PlannedRun, start: Start, attempt: Attempt) -> Start:
+    """Return the start with the place where the engines of all nodes meet."""
+    plan = planned.plan
+    host, port = host_and_port(start.rendezvous)
+    place = Place(
+        host=host,
+        port=port,
+        nodes=plan.nodes,
+        node_rank=start.node_rank,
+        run=alike_on_all_nodes(planned, start),
+        attempt=attempt.folder,
+        needs_shared_storage=plan.saves_in_parts,
+    )
+    try:
+        return replace(start, rendezvous=f"[{host}]:{meet(place)}")
+    except RankZeroError as error:
+        ending = Ending(
+            state="interrupted" if isinstance(error, Interrupted) else "failed",
+            exit_code=error.exit_code,
+            rank=None,
+            error=type(error).__name__,
+            message=error.what,
+            remedy=error.fix,
+        )
+        # What an earlier attempt came to stays; so does what another node says.
+        if start.node_rank == 0 and attempt.run.read_status().get("state") == "preparing":
+            write_verdict(attempt.run, ending)
+        else:
+            write_termination_log(ending)
+        raise
+
+
+def alike_on_all_nodes(planned: PlannedRun, start: Start) -> dict[str, Any]:
+    """Return what the nodes of a run must have alike, by name. PURE.
+
+    Where files lie may differ from machine to machine.
+    """
+    plan, config = planned.plan, planned.config.model_dump(mode="json")
+    config["model"].pop("name")
+    config["data"].pop("cache_dir")
+    config["training"].pop("deepspeed_config")
+    config.pop("output_dir")
+    return {
+        "--resume": start.resume if start.resume in ("auto", "never") else "PATH",
+        "nodes": plan.nodes,
+        "processes per node": plan.processes_per_node,
+        "device": plan.device,
+        "engine": plan.engine,
+        "strategy": plan.strategy,
+        **{
+            f"{section}.{name}": value
+            for section, settings in config.items()
+            if isinstance(settings, dict)
+            for name, value in settings.items()
+        },
+        "seed": planned.config.seed,
+    }
 
 
 def _launch(planned: PlannedRun, start: Start, resolved: Path, folder: Path) -> Launch:

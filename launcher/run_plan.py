@@ -64,6 +64,8 @@ class RunPlan(_Part):
     """What the allocator's peak should show on one device."""
     shutdown_timeout_seconds: int = LEAST_SECONDS
     """From a request to stop to SIGKILL: enough to finish a micro-batch and save."""
+    saves_in_parts: bool = False
+    """Every rank writes its own part of a checkpoint: several nodes need one output_dir."""
     overrides: dict[str, Any]
     """Settings the plan fixes in the run's config, by dotted name."""
     decisions: tuple[Decision, ...]

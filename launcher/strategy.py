@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from trainer.config import Config
+
 Place = Literal["device", "cpu", "nvme"]
 # DeepSpeed's own defaults where a config is silent. Source: deepspeed 0.19 runtime/zero/config.py.
 _DEFAULTS = {
@@ -58,6 +60,18 @@ class Zero:
 def _place(section: Mapping[str, Any], name: str) -> Place:
     device = (section.get(name) or {}).get("device", "none")
     return "device" if device == "none" else device
+
+
+def saves_in_parts(config: Config, deepspeed_config: str | None, zero: Zero) -> bool:
+    """Whether each rank writes its own part of a checkpoint, all into one folder.
+
+    As trainer.checkpoints.zero finds out from the optimizer itself.
+    """
+    if deepspeed_config is None:
+        return False
+    is_on_nvme = "nvme" in (zero.optimizer_on, zero.parameters_on)
+    is_whole = config.training.optimizer in ("adamw_torch", "adamw_torch_fused", "sgd")
+    return not config.lora.enabled or is_on_nvme or not is_whole
 
 
 @dataclass(frozen=True)

@@ -43,19 +43,24 @@ class Launch:
         return ["--config", str(self.resolved), *resume]
 
     def address(self) -> tuple[str, int]:
-        """Return the host and port where the ranks meet.
+        """Return the host and port where the ranks meet; raises as `host_and_port`."""
+        return host_and_port(self.rendezvous)
 
-        Raises: ConfigError when there is none, or it is not host:port.
-        """
-        host, _, port = (self.rendezvous or "").rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            given = f"{self.rendezvous!r} is no host:port" if self.rendezvous else "not given"
-            raise ConfigError(
-                f"--rendezvous: {given}",
-                rule="the ranks meet at an address of node 0 that every node can reach",
-                fix="give --rendezvous HOST:PORT, the same on every node",
-            )
-        return host.strip("[]"), int(port)  # an IPv6 address is written in brackets
+
+def host_and_port(rendezvous: str | None) -> tuple[str, int]:
+    """Read --rendezvous. PURE.
+
+    Raises: ConfigError when there is none, or it is not host:port.
+    """
+    host, _, port = (rendezvous or "").rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        given = f"{rendezvous!r} is no host:port" if rendezvous else "not given"
+        raise ConfigError(
+            f"--rendezvous: {given}",
+            rule="the ranks meet at an address of node 0 that every node can reach",
+            fix="give --rendezvous HOST:PORT, the same on every node",
+        )
+    return host.strip("[]"), int(port)  # an IPv6 address is written in brackets
 
 
 @dataclass(frozen=True)

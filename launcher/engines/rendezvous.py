@@ -1,4 +1,4 @@
-"""A place on this machine where the ranks of one node meet."""
+"""A free place on this machine where ranks can meet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ _ATTEMPTS = 100
 
 
 def free_local_rendezvous() -> str:
-    """Pick 127.0.0.1 with a port that nobody listens on.
+    """Pick 127.0.0.1 with a port that nobody listens on; raises as `free_port`."""
+    return f"127.0.0.1:{free_port('127.0.0.1')}"
+
+
+def free_port(address: str = "") -> int:
+    """Pick a port that nobody listens on; of all this machine's addresses if none is given.
 
     Raises: OSError when a hundred ports tried at random are all taken.
     """
@@ -21,10 +26,10 @@ def free_local_rendezvous() -> str:
         port = generator.choice(_PORTS)
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((address, port))
             except OSError:
                 if attempt == _ATTEMPTS:
                     raise
                 continue
-        return f"127.0.0.1:{port}"
+        return port
     raise AssertionError("the last attempt raises")

@@ -16,7 +16,7 @@ from launcher.memory import GIB, MemoryEstimate, Term, estimate_memory
 from launcher.plan import Outcome, make_plan
 from launcher.plan_request import Past, Request, choose_basis, with_kept_batch
 from launcher.planning import with_grace
-from launcher.profile import Profile
+from launcher.profile import Nvme, Profile
 from launcher.profile_file import load_profile, shipped_profiles
 from launcher.remedies import find_lighter, find_remedies, lighter_text
 from launcher.run_plan import RunPlan
@@ -274,6 +274,32 @@ def test_experts_that_stay_in_16_bits_are_said(make: Make) -> None:
     plan = make_plan(make("qwen3-30b-a3b", "multi-a100-80gb", "qlora")).plan
     assert plan is not None
     assert any("stay in 16 bits" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("method", "training", "in_parts"),
+    [
+        ("lora", {"deepspeed_config": "zero3"}, False),
+        ("lora", {"deepspeed_config": "zero3", "optimizer": "adamw_8bit"}, True),
+        ("lora", {"deepspeed_config": "zero3_nvme"}, True),
+        ("full", {"deepspeed_config": "zero3"}, True),
+        ("lora", {"optimizer": "adamw_8bit"}, False),
+    ],
+)
+def test_nodes_that_save_in_parts_are_told_to_share_their_output(
+    method: str, training: dict[str, str], in_parts: bool, make: Make
+) -> None:
+    size = {"value": 2000, "unit": "GiB", "source": "made up"}
+    disk = Nvme.model_validate({"path": "/nvme", "gib": size})
+    nodes = load_profile("multi-node-a100-80gb").model_copy(update={"nvme": disk})
+    plan = make_plan(make("llama-3.2-1b", nodes, method, training=training)).plan
+    assert plan is not None
+    assert plan.nodes == 2
+    assert plan.saves_in_parts == in_parts
+    told = next(note for note in plan.notes if "output_dir" in note)
+    assert ("all the same output_dir" in told) == in_parts
+    alone = make_plan(make("llama-3.2-1b", "multi-a100-80gb", method, training=training)).plan
+    assert alone is None or not any("output_dir" in note for note in alone.notes)
 
 
 def test_every_rung_of_the_ladder_is_shipped() -> None:
