@@ -141,19 +141,21 @@ class _Guests:
         """
         for key, _ in self._selector.select(seconds):
             if key.fileobj is self._listener:
-                connection, _ = self._listener.accept()
-                _keep_alive(connection)
-                self._heard[connection] = b""
-                self._selector.register(connection, selectors.EVENT_READ)
-                continue
-            connection = key.fileobj
-            assert isinstance(connection, socket.socket)
-            self._hear(connection)
+                self._admit()
+            elif key.fileobj in self._heard:  # and not let go a moment ago
+                assert isinstance(key.fileobj, socket.socket)
+                self._hear(key.fileobj)
 
     def answer(self, content: Mapping[str, Any]) -> None:
         """Tell every node that is here; one that is gone by now fails by itself."""
         for connection in self._nodes.values():
             _send(connection, content)
+
+    def _admit(self) -> None:
+        connection, _ = self._listener.accept()
+        _keep_alive(connection)
+        self._heard[connection] = b""
+        self._selector.register(connection, selectors.EVENT_READ)
 
     def _hear(self, connection: socket.socket) -> None:
         try:
