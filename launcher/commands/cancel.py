@@ -1,0 +1,39 @@
+"""`rankzero cancel`"""
+
+from __future__ import annotations
+
+import click
+
+from launcher.commands.cluster_options import (
+    checked,
+    context_option,
+    find_name,
+    namespace_option,
+)
+from launcher.kubernetes.api import ApiServer
+from launcher.kubernetes.connection import connect
+from launcher.kubernetes.pace import read_pace
+from launcher.kubernetes.removal import cancel_run
+from trainer.errors import Interrupted
+
+
+@click.command()
+@click.argument("run")
+@namespace_option
+@context_option
+def cancel(run: str, namespace: str | None, context: str | None) -> None:
+    """End a run on a cluster: its pods save, then its objects go; volumes stay."""
+    name, pace = find_name(run), read_pace()
+    connection = connect(context, checked(namespace))
+    try:
+        volumes = cancel_run(ApiServer(connection), name, pace, _say)
+    except (KeyboardInterrupt, Interrupted):
+        _say(f"pods go on saving; to remove the rest: rankzero cancel {name} {connection.options}")
+        raise
+    if volumes:
+        _say(f"kept: volume claims {', '.join(volumes)}")
+    _say(f"{name} is cancelled; submit it again to go on from its newest checkpoint")
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
