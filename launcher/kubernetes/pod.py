@@ -59,7 +59,7 @@ def pod_template(work: Work, first_host: str, *, subdomain: str | None = None) -
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": work.needs.grace_seconds,
-        "securityContext": _pod_security(),
+        "securityContext": pod_security(),
         "nodeSelector": node_selector(work.profile),
         "containers": [_container(work, first_host, mounts)],
         "volumes": volumes,
@@ -85,11 +85,7 @@ def _container(work: Work, first_host: str, mounts: list[dict[str, Any]]) -> dic
         "args": _arguments(work, first_host),  # of the image's entry point, `rankzero`
         "env": _environment(work),
         "resources": _resources(work.needs),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
+        "securityContext": container_security(),
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
@@ -143,7 +139,17 @@ def _resources(needs: PodNeeds) -> dict[str, Any]:
     return {"requests": amounts, "limits": dict(amounts)}
 
 
-def _pod_security() -> dict[str, Any]:
+def container_security() -> dict[str, Any]:
+    """Return what a container may do: nothing but compute and write to its volumes."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+
+
+def pod_security() -> dict[str, Any]:
+    """Return as whom a pod runs."""
     return {
         "runAsNonRoot": True,
         "runAsUser": USER,

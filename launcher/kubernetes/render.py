@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from launcher.kubernetes.cluster import CONFIG_FILE, CONFIG_FOLDER, Cluster, Role
+from launcher.kubernetes.files_pod import make_files_pod
 from launcher.kubernetes.job import make_job
 from launcher.kubernetes.jobset import make_jobset
 from launcher.kubernetes.names import labels, run_name
@@ -23,6 +24,8 @@ from trainer.config import Config
 from trainer.errors import ConfigError
 
 KUSTOMIZATION = "kustomization.yaml"
+FILES_POD = "files-pod.yaml"
+"""Not in the kustomization: it is started by hand, to copy files."""
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 # Kueue's webhooks act on what makes the pods, and on nothing else of a run.
 _QUEUED_KINDS = ("Job", "JobSet", "TrainJob")
@@ -31,7 +34,7 @@ _QUEUED_KINDS = ("Job", "JobSet", "TrainJob")
 def render_manifests(
     planned: PlannedRun, config: Config, local: LocalFiles, cluster: Cluster
 ) -> dict[str, dict[str, Any]]:
-    """Return the run's objects by file name, and a kustomization of them.
+    """Return the run's objects by file name, a kustomization of them, and a pod to copy files.
 
     `config` is the run's own, before the plan's choices: the pods plan again, for the same
     profile, so that a run can go on elsewhere.
@@ -71,7 +74,9 @@ def render_manifests(
         name, nodes=plan.nodes, internet=cluster.internet
     )
     objects |= _workload(work)
-    return _finished(objects, cluster)
+    kustomization = _kustomization(objects)
+    objects[FILES_POD] = make_files_pod(work)
+    return {**_completed(objects, cluster), KUSTOMIZATION: kustomization}
 
 
 def to_yaml(value: Mapping[str, Any]) -> str:
@@ -143,17 +148,20 @@ def _config_map(name: str, config: Config, local: LocalFiles) -> dict[str, Any]:
     }
 
 
-def _finished(objects: dict[str, dict[str, Any]], cluster: Cluster) -> dict[str, dict[str, Any]]:
-    """Add what holds for all: namespace, queue, and the kustomization that lists them."""
+def _completed(objects: dict[str, dict[str, Any]], cluster: Cluster) -> dict[str, dict[str, Any]]:
+    """Add what holds for all: namespace and queue."""
     for each in objects.values():
         metadata = each["metadata"]
         if cluster.namespace is not None:
             metadata["namespace"] = cluster.namespace
         if cluster.queue is not None and each["kind"] in _QUEUED_KINDS:
             metadata["labels"] = {**metadata["labels"], _QUEUE_LABEL: cluster.queue}
-    kustomization = {
+    return objects
+
+
+def _kustomization(objects: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": list(objects),
     }
-    return {**objects, KUSTOMIZATION: kustomization}

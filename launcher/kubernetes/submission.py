@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from launcher.kubernetes.claims import Wanted, wanted_claims
 from launcher.kubernetes.observe import is_finished
-from launcher.kubernetes.render import KUSTOMIZATION
+from launcher.kubernetes.render import FILES_POD, KUSTOMIZATION
 from launcher.kubernetes.resources import WORKLOAD_KINDS, Object, is_being_deleted, name_of
 from trainer.errors import ConfigError
 
@@ -45,7 +45,8 @@ class Submission:
 
 def make_submission(manifests: Mapping[str, Object], nodes: int) -> Submission:
     """Sort what was rendered, and mark the workload with a hash of it all."""
-    objects = {name: each for name, each in manifests.items() if name != KUSTOMIZATION}
+    by_hand = (KUSTOMIZATION, FILES_POD)
+    objects = {name: each for name, each in manifests.items() if name not in by_hand}
     (workload,) = [each for each in objects.values() if each["kind"] in WORKLOAD_KINDS.values()]
     claims = [each for each in objects.values() if each["kind"] == "PersistentVolumeClaim"]
     others = [each for each in objects.values() if each is not workload and each not in claims]

@@ -490,7 +490,26 @@ def test_claims_that_exist_are_used_and_not_made(tmp_path: Path) -> None:
 def test_the_kustomization_lists_what_is_there(tmp_path: Path) -> None:
     objects = render_run(write_config(tmp_path), tmp_path / "out", "--profile", "single-80gb")
     listed = objects.pop("kustomization.yaml")["resources"]
-    assert sorted(listed) == sorted(objects)
+    assert sorted([*listed, "files-pod.yaml"]) == sorted(objects)
+
+
+def test_the_pod_to_copy_files_has_the_runs_volumes_and_is_none_of_its_pods(tmp_path: Path) -> None:
+    objects = render_run(write_config(tmp_path), tmp_path / "out", "--profile", "single-80gb")
+    pod, job = objects["files-pod.yaml"], objects["job.yaml"]["spec"]["template"]
+    own, its = pod["spec"]["containers"][0], job["spec"]["containers"][0]
+    places = {mount["name"]: mount["mountPath"] for mount in its["volumeMounts"]}
+    copied = {mount["name"]: mount["mountPath"] for mount in own["volumeMounts"]}
+    assert copied == {role: places[role] for role in ("runs", "models", "data")}
+    assert not any(mount.get("readOnly") for mount in own["volumeMounts"])
+    claims = [volume for volume in job["spec"]["volumes"] if volume["name"] in copied]
+    assert pod["spec"]["volumes"] == claims
+    # The files are written by the user who will read them, and the namespace lets the pod in.
+    for level in ("spec", "container"):
+        mine, theirs = (pod["spec"], job["spec"]) if level == "spec" else (own, its)
+        assert mine["securityContext"] == theirs["securityContext"]
+    service = {"app.kubernetes.io/name": "rankzero", "app.kubernetes.io/instance": "rankzero-one"}
+    assert not service.items() <= pod["metadata"]["labels"].items()
+    assert service.items() <= job["metadata"]["labels"].items()
 
 
 def test_the_same_run_gives_the_same_bytes_and_another_is_not_mixed_in(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -16,7 +15,6 @@ import pytest
 import yaml
 
 from launcher import planning
-from launcher.kubernetes.pod import USER
 from launcher.profile_file import profile_names
 from tests.unit.test_kubernetes_render import (
     KINDS,
@@ -29,7 +27,15 @@ from tests.unit.test_kubernetes_render import (
 
 ROOT = Path(__file__).parents[2]
 CRDS = ROOT.parent / "shared" / "crds"
-K8S_KINDS = {"ConfigMap", "PersistentVolumeClaim", "NetworkPolicy", "Service", "Job", "Namespace"}
+K8S_KINDS = {
+    "Pod",
+    "ConfigMap",
+    "PersistentVolumeClaim",
+    "NetworkPolicy",
+    "Service",
+    "Job",
+    "Namespace",
+}
 # podFailurePolicy and podReplacementPolicy came with 1.26 and 1.28.
 OLDEST, NEWEST = "1.29", "1.33"
 # What checkov finds and stays: see the comments in launcher/kubernetes/pod.py.
@@ -85,19 +91,6 @@ def test_the_check_by_kubernetes_schemas_can_fail(tmp_path: Path) -> None:
     for wrong in ({**job, "spec": {**job["spec"], "backofLimit": 1}}, {**job, "spec": {}}):
         with pytest.raises(validator.ValidationError):
             _validate(json.dumps(wrong), NEWEST)
-
-
-def test_the_pod_of_the_documentation_is_valid_and_meets_the_namespaces_standard() -> None:
-    pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
-    text = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    pod = yaml.safe_load(block)
-    _validate(json.dumps(pod), NEWEST)
-    spec, (container,) = pod["spec"], pod["spec"]["containers"]
-    assert spec["securityContext"]["runAsUser"] == USER
-    assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
-    assert container["securityContext"]["allowPrivilegeEscalation"] is False
-    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
 @MATRIX
