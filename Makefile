@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-IMAGE ?= rankzero
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGE ?= rankzero:$(VERSION)
 IMAGE_TOOL ?= docker
 QUICKSTART_MODEL := models/smollm2-135m-instruct
 QUESTION := Subject: Anatomy\n\nWhich of these bones is in the leg?\n\na) Tibia\nb) Ulna\nc) Radius\nd) Humerus
@@ -70,7 +71,9 @@ bench-gpu: setup ## ten minutes on one NVIDIA GPU, without network (BENCH_GPU=..
 	$(BIN)/python -m benchmarks.gpu $(BENCH_GPU)
 
 image: ## the container image; BASE_IMAGE=... takes another base, IMAGE_TOOL=podman another builder
-	$(IMAGE_TOOL) build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --tag $(IMAGE) .
+	$(IMAGE_TOOL) build $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
+	  --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+	  $(IMAGE_ARGS) --tag $(IMAGE) .
 
 lock: setup ## pin every dependency again (requirements.lock)
 	$(BIN)/pip install --quiet pip-tools

@@ -24,8 +24,8 @@ def make_files_pod(work: Work) -> dict[str, Any]:
         "name": CONTAINER,
         "image": work.cluster.image,
         "imagePullPolicy": "IfNotPresent",
-        # It serves nobody, so there is nothing to probe (checkov CKV_K8S_8, CKV_K8S_9), and needs no
-        # network: the kubelet copies, and k8s/base closes the namespace (CKV2_K8S_6).
+        # It serves nobody, so there is nothing to probe (checkov CKV_K8S_8, CKV_K8S_9). The kubelet
+        # copies, so it needs no network, and k8s/base closes the namespace's (CKV2_K8S_6).
         "command": ["sleep", str(_SECONDS)],
         "resources": {"requests": dict(_SMALL), "limits": dict(_SMALL)},
         "securityContext": container_security(),
