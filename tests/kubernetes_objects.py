@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from launcher.kubernetes.client.refusal import Answer, Refusal, Unreachable
 from launcher.kubernetes.names import labels
-from launcher.kubernetes.refusal import Answer, Refusal, Unreachable
 
 Object = dict[str, Any]
 NAME = "rankzero-one"

@@ -10,10 +10,10 @@ from launcher.commands.cluster_options import (
     find_name,
     namespace_option,
 )
-from launcher.kubernetes.api import ApiServer
-from launcher.kubernetes.connection import connect
-from launcher.kubernetes.pace import read_pace
-from launcher.kubernetes.removal import cancel_run
+from launcher.kubernetes.client.api import ApiServer
+from launcher.kubernetes.client.connection import connect
+from launcher.kubernetes.client.pace import read_pace
+from launcher.kubernetes.client.removal import cancel_run
 from trainer.errors import Interrupted
 
 

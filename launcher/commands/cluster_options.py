@@ -11,9 +11,9 @@ import click
 
 from launcher.commands.options import nodes_option, set_option
 from launcher.kubernetes.cluster import DEFAULT_IMAGE, Cluster, Kind, Role
-from launcher.kubernetes.local_files import find_local_files, what_needs_the_internet
+from launcher.kubernetes.manifests.local_files import find_local_files, what_needs_the_internet
+from launcher.kubernetes.manifests.render import render_manifests
 from launcher.kubernetes.names import check_name, run_name
-from launcher.kubernetes.render import render_manifests
 from launcher.planning import PlannedRun, Target, plan_run
 from trainer.config import load_config
 from trainer.errors import ConfigError

@@ -10,13 +10,13 @@ from launcher.commands.cluster_options import (
     find_name,
     namespace_option,
 )
-from launcher.kubernetes.api import ApiServer
-from launcher.kubernetes.connection import connect
-from launcher.kubernetes.follow import coming_back, follow
-from launcher.kubernetes.node_log import NodeLog
-from launcher.kubernetes.pace import read_pace
-from launcher.kubernetes.reading import find_workloads, read_state
-from launcher.kubernetes.removal import no_run
+from launcher.kubernetes.client.api import ApiServer
+from launcher.kubernetes.client.connection import connect
+from launcher.kubernetes.client.follow import coming_back, follow
+from launcher.kubernetes.client.node_log import NodeLog
+from launcher.kubernetes.client.pace import read_pace
+from launcher.kubernetes.client.reading import find_workloads, read_state
+from launcher.kubernetes.client.removal import no_run
 from trainer.errors import ConfigError, EnvironmentProblem
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from launcher.commands.cluster_options import RunOptions, run_options
-from launcher.kubernetes.manifest_folder import write_manifests
-from launcher.kubernetes.render import to_yaml
+from launcher.kubernetes.manifests.folder import write_manifests
+from launcher.kubernetes.manifests.render import to_yaml
 
 
 @click.command()

@@ -12,10 +12,10 @@ from launcher.commands.cluster_options import (
     find_name,
     namespace_option,
 )
-from launcher.kubernetes.api import ApiServer
-from launcher.kubernetes.connection import connect
-from launcher.kubernetes.reading import read_all_states
-from launcher.kubernetes.status_screen import (
+from launcher.kubernetes.client.api import ApiServer
+from launcher.kubernetes.client.connection import connect
+from launcher.kubernetes.client.reading import read_all_states
+from launcher.kubernetes.client.status_screen import (
     read_status,
     run_to_json,
     run_to_text,

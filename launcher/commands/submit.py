@@ -9,14 +9,14 @@ import click
 from rich.console import Console
 
 from launcher.commands.cluster_options import RunOptions, checked, context_option, run_options
-from launcher.kubernetes.api import ApiServer
-from launcher.kubernetes.connection import connect
-from launcher.kubernetes.follow import coming_back, follow, how_to_come_back
-from launcher.kubernetes.node_log import NodeLog
-from launcher.kubernetes.pace import read_pace
-from launcher.kubernetes.reading import read_state
-from launcher.kubernetes.sending import make, remove_finished, try_out
-from launcher.kubernetes.submission import make_submission
+from launcher.kubernetes.client.api import ApiServer
+from launcher.kubernetes.client.connection import connect
+from launcher.kubernetes.client.follow import coming_back, follow, how_to_come_back
+from launcher.kubernetes.client.node_log import NodeLog
+from launcher.kubernetes.client.pace import read_pace
+from launcher.kubernetes.client.reading import read_state
+from launcher.kubernetes.client.sending import make, remove_finished, try_out
+from launcher.kubernetes.client.submission import make_submission
 from launcher.plan_table import render_summary
 
 

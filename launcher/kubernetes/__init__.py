@@ -1,1 +1,1 @@
-"""A planned run as Kubernetes objects. No cluster is asked, and no clock."""
+"""Runs on Kubernetes: manifests from the plan; commands that send a run off, watch and end it."""

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from launcher.kubernetes.cluster import CONFIG_FOLDER, MOUNTS
-from launcher.kubernetes.pod import INDEX_VARIABLE
+from launcher.kubernetes.manifests.pod import INDEX_VARIABLE
 from tests.e2e.running import PATIENCE_SECONDS
 
 _LOOPBACK = "127.0.0.1"

@@ -11,7 +11,7 @@ from typing import Any
 import tomllib
 
 from launcher.kubernetes.cluster import DEFAULT_IMAGE, MOUNTS
-from launcher.kubernetes.volumes import writable_environment
+from launcher.kubernetes.manifests.volumes import writable_environment
 
 REPOSITORY = Path(__file__).parents[2]
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import urllib3
 
-from launcher.kubernetes.api import ApiServer
-from launcher.kubernetes.connection import connect
-from launcher.kubernetes.refusal import Refusal, Unreachable
+from launcher.kubernetes.client.api import ApiServer
+from launcher.kubernetes.client.connection import connect
+from launcher.kubernetes.client.refusal import Refusal, Unreachable
 from trainer.errors import ConfigError, EnvironmentProblem
 
 pytest.importorskip("kubernetes")

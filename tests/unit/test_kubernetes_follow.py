@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from launcher.kubernetes.connection import Connection
-from launcher.kubernetes.follow import coming_back, follow
-from launcher.kubernetes.log_lines import LogLines
-from launcher.kubernetes.node_log import NodeLog
-from launcher.kubernetes.pace import Pace
-from launcher.kubernetes.reading import read_state
-from launcher.kubernetes.refusal import Unreachable
+from launcher.kubernetes.client.connection import Connection
+from launcher.kubernetes.client.follow import coming_back, follow
+from launcher.kubernetes.client.log_lines import LogLines
+from launcher.kubernetes.client.node_log import NodeLog
+from launcher.kubernetes.client.pace import Pace
+from launcher.kubernetes.client.reading import read_state
+from launcher.kubernetes.client.refusal import Unreachable
 from tests.kubernetes_objects import (
     NAME,
     FakeApi,

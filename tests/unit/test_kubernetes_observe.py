@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from launcher.kubernetes.describe import describe
-from launcher.kubernetes.observe import RunState, Wait, observe
-from launcher.kubernetes.pending import why_pod_waits
-from launcher.kubernetes.reading import find_workloads, read_all_states, read_state
+from launcher.kubernetes.client.describe import describe
+from launcher.kubernetes.client.observe import RunState, Wait, observe
+from launcher.kubernetes.client.pending import why_pod_waits
+from launcher.kubernetes.client.reading import find_workloads, read_all_states, read_state
 from tests.kubernetes_objects import (
     JOB_UID,
     NAME,

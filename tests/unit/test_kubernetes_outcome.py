@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from launcher.kubernetes.observe import observe
-from launcher.kubernetes.outcome import judge, read_last_word
+from launcher.kubernetes.client.observe import observe
+from launcher.kubernetes.client.outcome import judge, read_last_word
 from tests.kubernetes_objects import Object, last_word, make_job, make_pod, terminated, unscheduled
 from trainer.errors import (
     ConfigError,

@@ -16,7 +16,7 @@ from launcher.commands.render import render
 from launcher.commands.train import train
 from launcher.fit import PLACE_NAMES
 from launcher.kubernetes.cluster import MOUNTS
-from launcher.kubernetes.failure_policy import ACTIONS
+from launcher.kubernetes.manifests.failure_policy import ACTIONS
 from launcher.kubernetes.names import LONGEST_LABEL
 from launcher.planning import Target, plan_run
 from launcher.profile_file import load_profile

@@ -38,7 +38,7 @@ K8S_KINDS = {
 }
 # podFailurePolicy and podReplacementPolicy came with 1.26 and 1.28.
 OLDEST, NEWEST = "1.29", "1.33"
-# What checkov finds and stays: see the comments in launcher/kubernetes/pod.py.
+# What checkov finds and stays: see the comments in launcher/kubernetes/manifests/pod.py.
 EXPLAINED = {"CKV_K8S_15", "CKV_K8S_35", "CKV_K8S_43"}
 EXPLAINED_OF_FILES_POD = {"CKV_K8S_8", "CKV_K8S_9", "CKV2_K8S_6"}  # see files_pod.py
 MATRIX = pytest.mark.parametrize(

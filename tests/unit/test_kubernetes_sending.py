@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from launcher.kubernetes.claims import Wanted, find_claim_problem, to_bytes
-from launcher.kubernetes.pace import Pace
-from launcher.kubernetes.refusal import Refusal, read_answer
-from launcher.kubernetes.removal import cancel_run
-from launcher.kubernetes.resources import path_of
-from launcher.kubernetes.sending import make, remove_finished, try_out
-from launcher.kubernetes.submission import CONTENT, Submission, make_submission
+from launcher.kubernetes.client.claims import Wanted, find_claim_problem, to_bytes
+from launcher.kubernetes.client.pace import Pace
+from launcher.kubernetes.client.refusal import Refusal, read_answer
+from launcher.kubernetes.client.removal import cancel_run
+from launcher.kubernetes.client.resources import path_of
+from launcher.kubernetes.client.sending import make, remove_finished, try_out
+from launcher.kubernetes.client.submission import CONTENT, Submission, make_submission
 from tests.kubernetes_objects import (
     NAME,
     FakeApi,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from launcher.commands.cluster_options import find_name
-from launcher.kubernetes.reading import read_all_states
-from launcher.kubernetes.status_screen import (
+from launcher.kubernetes.client.reading import read_all_states
+from launcher.kubernetes.client.status_screen import (
     read_status,
     run_to_json,
     run_to_text,

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from launcher.kubernetes.pod import CONTAINER
-from launcher.kubernetes.resources import (
+from launcher.kubernetes.client.resources import (
     WORKLOAD_KINDS,
     Object,
     is_being_deleted,
@@ -16,6 +15,7 @@ from launcher.kubernetes.resources import (
     true_condition,
     uid_of,
 )
+from launcher.kubernetes.manifests.pod import CONTAINER
 from trainer.errors import Interrupted
 
 PodPhase = Literal["waiting", "running", "ending", "complete", "stopped", "failed"]

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from launcher.kubernetes.claims import Wanted, wanted_claims
-from launcher.kubernetes.observe import is_finished
-from launcher.kubernetes.render import FILES_POD, KUSTOMIZATION
-from launcher.kubernetes.resources import WORKLOAD_KINDS, Object, is_being_deleted, name_of
+from launcher.kubernetes.client.claims import Wanted, wanted_claims
+from launcher.kubernetes.client.observe import is_finished
+from launcher.kubernetes.client.resources import WORKLOAD_KINDS, Object, is_being_deleted, name_of
+from launcher.kubernetes.manifests.render import FILES_POD, KUSTOMIZATION
 from trainer.errors import ConfigError
 
 CONTENT = "rankzero/content"

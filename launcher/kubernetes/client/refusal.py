@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.kubernetes.resources import RESOURCES
+from launcher.kubernetes.client.resources import RESOURCES
 from trainer.errors import EnvironmentProblem
 
 _MISSING_RIGHT = re.compile(

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from launcher.kubernetes.api import Api
-from launcher.kubernetes.describe import waiting_for
-from launcher.kubernetes.observe import PodState, RunState
-from launcher.kubernetes.outcome import judge, summarize
-from launcher.kubernetes.pod import CONTAINER
-from launcher.kubernetes.reading import find_workloads, read_state
-from launcher.kubernetes.refusal import Refusal, Unreachable
-from launcher.kubernetes.removal import no_run
+from launcher.kubernetes.client.api import Api
+from launcher.kubernetes.client.describe import waiting_for
+from launcher.kubernetes.client.observe import PodState, RunState
+from launcher.kubernetes.client.outcome import judge, summarize
+from launcher.kubernetes.client.reading import find_workloads, read_state
+from launcher.kubernetes.client.refusal import Refusal, Unreachable
+from launcher.kubernetes.client.removal import no_run
+from launcher.kubernetes.manifests.pod import CONTAINER
 
 _ABSENT = "-"
 _LAST_LINES = 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from launcher.kubernetes.run_config import FILE_SETTINGS, LocalFiles
+from launcher.kubernetes.manifests.run_config import FILE_SETTINGS, LocalFiles
 from launcher.profile_file import profile_names
 from trainer.config import Config
 from trainer.data.sources import KINDS

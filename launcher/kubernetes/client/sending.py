@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from launcher.kubernetes.api import Api
-from launcher.kubernetes.claims import find_claim_problem
-from launcher.kubernetes.pace import Pace
-from launcher.kubernetes.reading import find_workloads, read_pods
-from launcher.kubernetes.refusal import Refusal
-from launcher.kubernetes.resources import Object, name_of
-from launcher.kubernetes.submission import Step, Submission, decide
+from launcher.kubernetes.client.api import Api
+from launcher.kubernetes.client.claims import find_claim_problem
+from launcher.kubernetes.client.pace import Pace
+from launcher.kubernetes.client.reading import find_workloads, read_pods
+from launcher.kubernetes.client.refusal import Refusal
+from launcher.kubernetes.client.resources import Object, name_of
+from launcher.kubernetes.client.submission import Step, Submission, decide
 from trainer.errors import ConfigError, EnvironmentProblem
 
 # Kubeflow's webhook, and Kueue's, look the runtime up, which a dry run has not made.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from launcher.kubernetes.api import Api
-from launcher.kubernetes.log_lines import LogLines
-from launcher.kubernetes.observe import PodState, RunState
-from launcher.kubernetes.pod import CONTAINER
-from launcher.kubernetes.refusal import Refusal
+from launcher.kubernetes.client.api import Api
+from launcher.kubernetes.client.log_lines import LogLines
+from launcher.kubernetes.client.observe import PodState, RunState
+from launcher.kubernetes.client.refusal import Refusal
+from launcher.kubernetes.manifests.pod import CONTAINER
 
 _OVER = ("complete", "stopped", "failed")
 

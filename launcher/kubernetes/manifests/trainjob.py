@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.kubernetes.jobset import jobset_spec
+from launcher.kubernetes.manifests.jobset import jobset_spec
+from launcher.kubernetes.manifests.pod import Work
 from launcher.kubernetes.names import labels
-from launcher.kubernetes.pod import Work
 
 API_VERSION = "trainer.kubeflow.org/v1alpha1"
 # How the Trainer finds the job that trains.

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from launcher.kubernetes.api import Api
-from launcher.kubernetes.names import APPLICATION, labels, selector_labels
-from launcher.kubernetes.observe import RunState, Wait, observe, observe_pod, run_of
-from launcher.kubernetes.pending import (
+from launcher.kubernetes.client.api import Api
+from launcher.kubernetes.client.observe import RunState, Wait, observe, observe_pod, run_of
+from launcher.kubernetes.client.pending import (
     explains_itself,
     unbound_claims,
     why_no_pods,
     why_pod_waits,
     why_queued,
 )
-from launcher.kubernetes.refusal import Refusal
-from launcher.kubernetes.resources import WORKLOAD_KINDS, Object, name_of, uid_of
+from launcher.kubernetes.client.refusal import Refusal
+from launcher.kubernetes.client.resources import WORKLOAD_KINDS, Object, name_of, uid_of
+from launcher.kubernetes.names import APPLICATION, labels, selector_labels
 
 _NAME_LABEL, _OWNER_LABEL = "app.kubernetes.io/name", "app.kubernetes.io/managed-by"
 _KUEUE_JOB = "kueue.x-k8s.io/job-uid"

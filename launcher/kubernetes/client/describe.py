@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from launcher.kubernetes.observe import PodState, RunState, Wait
-from launcher.kubernetes.outcome import summarize
+from launcher.kubernetes.client.observe import PodState, RunState, Wait
+from launcher.kubernetes.client.outcome import summarize
 
 
 def describe(state: RunState) -> list[str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.kubernetes.cluster import CONFIG_FOLDER, MOUNTS, Role
+from launcher.kubernetes.manifests.needs import ClaimSizes, PodNeeds, gib
 from launcher.kubernetes.names import labels
-from launcher.kubernetes.needs import ClaimSizes, PodNeeds, gib
 
 SCRATCH = "/tmp"
 READ_ONLY: frozenset[Role] = frozenset({"models", "data"})

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from launcher.kubernetes.api import Api
-from launcher.kubernetes.connection import Connection
-from launcher.kubernetes.describe import describe
-from launcher.kubernetes.node_log import NodeLog
-from launcher.kubernetes.observe import RunState
-from launcher.kubernetes.outcome import deleted, judge, never_pulled
-from launcher.kubernetes.pace import Pace
-from launcher.kubernetes.reading import read_state
-from launcher.kubernetes.refusal import Unreachable
+from launcher.kubernetes.client.api import Api
+from launcher.kubernetes.client.connection import Connection
+from launcher.kubernetes.client.describe import describe
+from launcher.kubernetes.client.node_log import NodeLog
+from launcher.kubernetes.client.observe import RunState
+from launcher.kubernetes.client.outcome import deleted, judge, never_pulled
+from launcher.kubernetes.client.pace import Pace
+from launcher.kubernetes.client.reading import read_state
+from launcher.kubernetes.client.refusal import Unreachable
 from trainer.errors import RankZeroError
 
 Say = Callable[[str], None]

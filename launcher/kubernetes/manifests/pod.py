@@ -13,10 +13,15 @@ from launcher.kubernetes.cluster import (
     TOKENS_SECRET,
     Cluster,
 )
+from launcher.kubernetes.manifests.needs import PodNeeds, gib
+from launcher.kubernetes.manifests.nodes import (
+    affinity,
+    nccl_environment,
+    node_selector,
+    tolerations,
+)
+from launcher.kubernetes.manifests.volumes import Claim, pod_volumes, writable_environment
 from launcher.kubernetes.names import labels
-from launcher.kubernetes.needs import PodNeeds, gib
-from launcher.kubernetes.nodes import affinity, nccl_environment, node_selector, tolerations
-from launcher.kubernetes.volumes import Claim, pod_volumes, writable_environment
 from launcher.profile import Profile
 from launcher.run_plan import RunPlan
 

@@ -9,16 +9,16 @@ from typing import Any
 import yaml
 
 from launcher.kubernetes.cluster import CONFIG_FILE, CONFIG_FOLDER, Cluster, Role
-from launcher.kubernetes.files_pod import make_files_pod
-from launcher.kubernetes.job import make_job
-from launcher.kubernetes.jobset import make_jobset
+from launcher.kubernetes.manifests.files_pod import make_files_pod
+from launcher.kubernetes.manifests.job import make_job
+from launcher.kubernetes.manifests.jobset import make_jobset
+from launcher.kubernetes.manifests.needs import claim_sizes, pod_needs
+from launcher.kubernetes.manifests.network import make_network_policy, make_service
+from launcher.kubernetes.manifests.pod import Work
+from launcher.kubernetes.manifests.run_config import LocalFiles, to_cluster_config
+from launcher.kubernetes.manifests.trainjob import make_training_runtime, make_trainjob
+from launcher.kubernetes.manifests.volumes import Claim, claim_objects
 from launcher.kubernetes.names import labels, run_name
-from launcher.kubernetes.needs import claim_sizes, pod_needs
-from launcher.kubernetes.network import make_network_policy, make_service
-from launcher.kubernetes.pod import Work
-from launcher.kubernetes.run_config import LocalFiles, to_cluster_config
-from launcher.kubernetes.trainjob import make_training_runtime, make_trainjob
-from launcher.kubernetes.volumes import Claim, claim_objects
 from launcher.planning import PlannedRun
 from trainer.config import Config
 from trainer.errors import ConfigError

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.kubernetes.failure_policy import backoff_limit, pod_failure_policy
+from launcher.kubernetes.manifests.failure_policy import backoff_limit, pod_failure_policy
+from launcher.kubernetes.manifests.pod import CONTAINER, Work, pod_template
 from launcher.kubernetes.names import labels
-from launcher.kubernetes.pod import CONTAINER, Work, pod_template
 
 SECONDS_KEPT = 7 * 24 * 3600
 """How long a finished job stays to be looked at; its files are on a volume and stay longer."""

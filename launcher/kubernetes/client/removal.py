@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from launcher.kubernetes.api import Api
-from launcher.kubernetes.follow import Say
-from launcher.kubernetes.observe import PodState, observe_pod
-from launcher.kubernetes.outcome import summarize
-from launcher.kubernetes.pace import Pace
-from launcher.kubernetes.reading import find_workloads, owned, read_pods
-from launcher.kubernetes.resources import is_being_deleted, name_of
+from launcher.kubernetes.client.api import Api
+from launcher.kubernetes.client.follow import Say
+from launcher.kubernetes.client.observe import PodState, observe_pod
+from launcher.kubernetes.client.outcome import summarize
+from launcher.kubernetes.client.pace import Pace
+from launcher.kubernetes.client.reading import find_workloads, owned, read_pods
+from launcher.kubernetes.client.resources import is_being_deleted, name_of
 from trainer.errors import ConfigError
 
 _ACCESSORIES = ("TrainingRuntime", "Service", "NetworkPolicy", "ConfigMap")

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from launcher.kubernetes.connection import Connection
-from launcher.kubernetes.refusal import Refusal, Unreachable, read_answer
-from launcher.kubernetes.resources import Object, name_of, path_of
+from launcher.kubernetes.client.connection import Connection
+from launcher.kubernetes.client.refusal import Refusal, Unreachable, read_answer
+from launcher.kubernetes.client.resources import Object, name_of, path_of
 from trainer.errors import EnvironmentProblem
 
 FIELD_MANAGER = "rankzero"

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.kubernetes.job import SECONDS_KEPT, job_spec
+from launcher.kubernetes.manifests.job import SECONDS_KEPT, job_spec
+from launcher.kubernetes.manifests.pod import Work, pod_template
 from launcher.kubernetes.names import labels
-from launcher.kubernetes.pod import Work, pod_template
 
 REPLICATED_JOB = "node"
 

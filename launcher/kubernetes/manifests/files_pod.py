@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.kubernetes.cluster import MOUNTS
+from launcher.kubernetes.manifests.pod import Work, container_security, pod_security
 from launcher.kubernetes.names import APPLICATION
-from launcher.kubernetes.pod import Work, container_security, pod_security
 
 CONTAINER = "files"
 _SECONDS = 24 * 3600

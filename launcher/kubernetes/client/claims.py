@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.kubernetes.resources import Object, is_being_deleted, name_of
-from launcher.kubernetes.volumes import READ_ONLY
+from launcher.kubernetes.client.resources import Object, is_being_deleted, name_of
+from launcher.kubernetes.manifests.volumes import READ_ONLY
 
 _UNITS = {
     "": 1,

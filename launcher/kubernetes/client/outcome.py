@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.kubernetes.failure_policy import ACTIONS
-from launcher.kubernetes.observe import Ended, PodState, RunState
+from launcher.kubernetes.client.observe import Ended, PodState, RunState
+from launcher.kubernetes.manifests.failure_policy import ACTIONS
 from trainer.errors import (
     ConfigError,
     DataError,

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from launcher.kubernetes.observe import QUEUE_LABEL, Wait
-from launcher.kubernetes.resources import Object, true_condition
+from launcher.kubernetes.client.observe import QUEUE_LABEL, Wait
+from launcher.kubernetes.client.resources import Object, true_condition
 
 # Source: kubernetes/pkg/kubelet/images/types.go.
 _IMAGE_REASONS = (

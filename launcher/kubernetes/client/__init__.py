@@ -1,0 +1,1 @@
+"""A run on a cluster, through the Kubernetes API: sent, watched, ended."""

@@ -1,0 +1,1 @@
+"""A planned run as Kubernetes objects. No cluster is asked, and no clock."""
