@@ -89,29 +89,41 @@ def probe_deepspeed() -> Found:
     """Import DeepSpeed and see which of its compiled parts are there or can be made."""
     import deepspeed
     from deepspeed.accelerator import get_accelerator
-    from deepspeed.git_version_info import installed_ops
+    from deepspeed.git_version_info import accelerator_name, installed_ops
 
     accelerator = get_accelerator()
+    device = accelerator.device_name()
+    builders = {"async_io": "AsyncIOBuilder"}
+    if device == "cpu":  # ranks on GPUs meet through NCCL
+        builders["deepspeed_shm_comm"] = "ShareMemCommBuilder"
     ops = {}
-    for name, builder_name in (("cpu_adam", "CPUAdamBuilder"), ("async_io", "AsyncIOBuilder")):
+    for name, builder_name in builders.items():
         builder = accelerator.create_op_builder(builder_name)
+        # What the installation built is loaded on the kind of device it was built for, no other.
+        is_installed = bool(installed_ops.get(name)) and accelerator_name == device
         ops[name] = {
-            "built": bool(installed_ops.get(name)) or _is_compiled(name),
+            "built": is_installed or is_compiled(name),
             "can_be_built": builder is not None and bool(builder.is_compatible(verbose=False)),
         }
-    return {"version": deepspeed.__version__, "accelerator": accelerator.device_name(), "ops": ops}
+    return {"version": deepspeed.__version__, "accelerator": device, "ops": ops}
 
 
-def _is_compiled(name: str) -> bool:
-    """Tell whether a former run compiled this part, for this Python and this CUDA."""
+def is_compiled(name: str) -> bool:
+    """Tell whether a former run compiled this part of DeepSpeed.
+
+    Source: torch.utils.cpp_extension, which sorts by Python and CUDA in its own folder only, not in
+    TORCH_EXTENSIONS_DIR.
+    """
     import torch
     from torch.utils.cpp_extension import get_default_build_root
 
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    library = Path(name, f"{name}.so")
+    if "TORCH_EXTENSIONS_DIR" in os.environ:
+        return Path(os.environ["TORCH_EXTENSIONS_DIR"], library).is_file()
     cuda = torch.version.cuda
     flavour = "cpu" if cuda is None else "cu" + cuda.replace(".", "")
     python = f"py{sys.version_info.major}{sys.version_info.minor}{sys.abiflags}"
-    return (root / f"{python}_{flavour}" / name / f"{name}.so").is_file()
+    return Path(get_default_build_root(), f"{python}_{flavour}", library).is_file()
 
 
 def probe_flash_attn() -> Found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from launcher.doctor.facts import Facts, Hub
-from launcher.doctor.findings import Finding, ok, problem, warning
+from launcher.doctor.findings import Finding, Group, note, ok, problem, warning
 from launcher.doctor.libraries import library_findings
 from launcher.doctor.packages import PackageState
 from launcher.host import HostFacts
@@ -16,6 +16,8 @@ _LEAST_DISK_GIB, _LITTLE_DISK_GIB = 1, 10
 _LEAST_MEMORY_GIB, _LITTLE_MEMORY_GIB = 1.5, 4
 # Docker's default of 64 MB is too small for the data loader's worker processes and for NCCL.
 _LITTLE_SHARED_GIB = 1.0
+# What detection says of the host; here each has its own line, with a verdict.
+_HOST_REASONS = ("host: ", "disk: ", "/dev/shm: ")
 
 
 def diagnose(facts: Facts) -> list[Finding]:
@@ -51,7 +53,8 @@ def _package(state: PackageState) -> Finding:
     if state.pinned and not state.is_as_tested:
         fix = f"if something fails: pip install {state.name}=={state.pinned}"
         return warning(state.name, f"{state.installed}, {tested}", fix)
-    return ok(state.name, f"{state.installed} ({tested})")
+    group: Group = "packages as tested" if state.is_as_tested else ""
+    return Finding(state.name, "ok", f"{state.installed} ({tested})", group=group)
 
 
 def _hardware(facts: Facts) -> Iterator[Finding]:
@@ -67,9 +70,11 @@ def _hardware(facts: Facts) -> Iterator[Finding]:
     for gpu in facts.visible:
         memory = "the host's memory" if gpu.memory_gib is None else f"{gpu.memory_gib:.1f} GiB"
         free = "" if gpu.free_gib is None else f", {gpu.free_gib:.1f} free"
-        yield ok("gpu", f"{gpu.index}: {gpu.name}, {memory}{free}, {gpu.compute_capability}")
+        capability = gpu.compute_capability
+        kind = "" if capability is None else f", compute capability {capability}"
+        yield ok("gpu", f"{gpu.index}: {gpu.name}, {memory}{free}{kind}")
     for reason in facts.detection.reasons:
-        if reason != report.problem:
+        if reason != report.problem and not reason.startswith(_HOST_REASONS):
             yield ok("profile", reason)
     yield from _cuda(facts)
 
@@ -112,7 +117,10 @@ def _host(host: HostFacts) -> Iterator[Finding]:
         yield warning("disk", text, free_disk)
     else:
         yield ok("disk", text)
-    text = f"{host.memory_available_gib:.1f} of {host.memory_gib:.1f} GiB free"
+    yield ok("cores", f"{host.cpu_cores:g} ({host.cores_source})")
+    text = (
+        f"{host.memory_available_gib:.1f} of {host.memory_gib:.1f} GiB free ({host.memory_source})"
+    )
     if host.memory_available_gib < _LEAST_MEMORY_GIB:
         yield problem("memory", text, "end other programs, or raise the container's limit")
     elif host.memory_available_gib < _LITTLE_MEMORY_GIB:
@@ -133,7 +141,7 @@ def _memlock(facts: Facts) -> Finding:
         return ok("memlock", "unlimited")
     text = f"limited to {facts.memlock_bytes / 2**20:.0f} MiB"
     if len(facts.visible) < 2:
-        return ok("memlock", f"{text} (several nodes over InfiniBand or EFA need it unlimited)")
+        return note("memlock", f"{text}; several nodes on InfiniBand or EFA need more")
     return warning(
         "memlock",
         f"{text}: InfiniBand and EFA cannot register their buffers",
@@ -148,11 +156,16 @@ def _hub(hub: Hub) -> Iterator[Finding]:
     else:
         yield warning("hub cache", f"{text}: not writable", "set HF_HOME to a writable folder")
     if hub.offline:
-        switches = ", ".join(f"{name}=1" for name in hub.offline)
-        yield ok("hub", f"{switches}: local folders and what is cached, no downloads")
+        yield ok("hub", f"{', '.join(hub.offline)} set: {_what_offline_means(hub)}")
     else:
-        yield ok("hub", "may be asked for models and datasets that are named by Hub id")
+        yield ok("hub", "Hub ids are downloaded; HF_HUB_OFFLINE=1 forbids it")
     if hub.token_from:
         yield ok("hub token", f"present ({hub.token_from})")
     else:
-        yield ok("hub token", "none; gated models need one (HF_TOKEN)")
+        yield note("hub token", "none; gated models need one (HF_TOKEN)")
+
+
+def _what_offline_means(hub: Hub) -> str:
+    # datasets has a switch of its own; the others hold for everything.
+    what = "no dataset" if hub.offline == ("HF_DATASETS_OFFLINE",) else "nothing"
+    return f"{what} is downloaded; local folders and the cache are used"

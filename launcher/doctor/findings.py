@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-State = Literal["ok", "warning", "problem"]
+State = Literal["ok", "note", "warning", "problem"]
+Group = Literal["", "packages as tested"]
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,18 @@ class Finding:
     state: State
     text: str
     fix: str = ""
+    group: Group = ""
+    """Findings that one line stands for on the screen; JSON has each of them."""
 
 
 def ok(topic: str, text: str) -> Finding:
     """Make a finding that needs nothing."""
     return Finding(topic, "ok", text)
+
+
+def note(topic: str, text: str, fix: str = "") -> Finding:
+    """Make a finding about what this machine does without, and few runs need."""
+    return Finding(topic, "note", text, fix)
 
 
 def warning(topic: str, text: str, fix: str) -> Finding:

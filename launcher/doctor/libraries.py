@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from launcher.doctor.facts import Facts, Tools
-from launcher.doctor.findings import Finding, ok, problem, warning
+from launcher.doctor.findings import Finding, note, ok, problem, warning
 from launcher.doctor.probing import Probed
 
 
@@ -46,7 +46,7 @@ def _torch(torch: Probed) -> Iterator[Finding]:
             "use a GPU of compute capability 8.0 or newer for bf16",
         )
     else:
-        yield ok("precision", f"{found['precision']} ({found['precision_reason']})")
+        yield ok("precision", f"{found['precision']}: {found['precision_reason']}")
 
 
 def _flash_attention(flash: Probed, *, on_gpu: bool) -> Finding:
@@ -55,15 +55,15 @@ def _flash_attention(flash: Probed, *, on_gpu: bool) -> Finding:
         return ok(topic, flash.found["version"])
     if flash.state == "broken":
         return warning(topic, flash.error, "its binary must fit torch's: pip install flash-attn")
-    where = "" if on_gpu else "; it has no CPU kernels"
-    return ok(topic, f"not installed: torch's own attention is used{where}")
+    why = "" if on_gpu else " (flash-attn runs on GPUs only)"
+    return note(topic, f"not installed; torch's own attention is used{why}")
 
 
 def _bitsandbytes(facts: Facts) -> Finding:
     library, topic = facts.probes["bitsandbytes"], "4-bit weights"
     fix = "pip install --force-reinstall bitsandbytes"
     if library.state == "absent" and facts.host.system != "Linux":
-        return ok(topic, f"not on {facts.host.system}: installed on Linux only")
+        return note(topic, f"not on {facts.host.system}: installed on Linux only")
     if library.state == "absent":
         return warning(topic, "bitsandbytes is not installed: no QLoRA", "pip install bitsandbytes")
     if library.state == "broken":
@@ -76,7 +76,7 @@ def _bitsandbytes(facts: Facts) -> Finding:
 def _deepspeed(facts: Facts, *, on_gpu: bool) -> Iterator[Finding]:
     library = facts.probes["deepspeed"]
     if library.state == "absent" and facts.host.system != "Linux":
-        yield ok("ZeRO", f"not on {facts.host.system}: DeepSpeed is installed on Linux only")
+        yield note("ZeRO", f"not on {facts.host.system}: DeepSpeed is installed on Linux only")
         return
     if library.state == "absent":
         yield warning("ZeRO", "DeepSpeed is not installed", "pip install deepspeed")
@@ -86,50 +86,68 @@ def _deepspeed(facts: Facts, *, on_gpu: bool) -> Iterator[Finding]:
         yield warning("ZeRO", f"DeepSpeed: {library.error}", fix)
         return
     yield ok("ZeRO", f"DeepSpeed on {library.found['accelerator']}")
-    yield _cpu_adam(library.found["ops"]["cpu_adam"], facts, on_gpu=on_gpu)
-    aio = library.found["ops"]["async_io"]
-    if aio["built"] or aio["can_be_built"]:
-        yield ok("NVMe offload", "libaio is here")
-    elif on_gpu:
-        fix = "apt-get install libaio-dev (or libaio-devel)"
-        yield warning("NVMe offload", "not possible: libaio's library or headers are missing", fix)
-    else:
-        yield ok("NVMe offload", "not possible without libaio's headers; large GPU runs use it")
+    yield from _compiled_parts(library.found["ops"], facts, on_gpu=on_gpu)
 
 
-def _cpu_adam(op: dict[str, bool], facts: Facts, *, on_gpu: bool) -> Finding:
-    topic = "CPU offload"
+def _compiled_parts(
+    ops: Mapping[str, Mapping[str, bool]], facts: Facts, *, on_gpu: bool
+) -> Iterator[Finding]:
+    shared_memory = ops.get("deepspeed_shm_comm")  # not on a GPU, where NCCL does this
+    if shared_memory is not None:
+        yield _shared_memory(shared_memory, facts)
+    yield ok("CPU offload", "torch's AdamW on the host; nothing to compile")
+    yield _nvme(ops["async_io"], facts, on_gpu=on_gpu)
+
+
+def _shared_memory(op: Mapping[str, bool], facts: Facts) -> Finding:
+    """Judge what DeepSpeed loads before anything else on a CPU, even for a single rank."""
+    topic, part = "CPU ranks", "DeepSpeed's shared-memory collective"
     if op["built"]:
-        return ok(topic, "DeepSpeed's CPU Adam is compiled")
-    missing = _missing_for_a_build(facts, on_gpu=on_gpu)
-    if missing:
-        what, fix = missing
-        return warning(topic, f"DeepSpeed's CPU Adam cannot be compiled: {what}", fix)
+        return ok(topic, f"{part} is built already")
     if not op["can_be_built"]:
-        return warning(
-            topic, "DeepSpeed says its CPU Adam does not fit this machine", "run ds_report"
-        )
-    return ok(topic, "DeepSpeed's CPU Adam is compiled at its first use (about two minutes)")
+        return note(topic, f"{part} is for Linux only; gloo does its work")
+    lacks = _lacks_for_a_build(facts, on_gpu=False)
+    if lacks:
+        whats, fixes = zip(*lacks, strict=True)
+        what = f"{part} cannot be compiled, so DeepSpeed does not start: {', '.join(whats)}"
+        return warning(topic, what, "; ".join(fixes))
+    return ok(topic, f"{part} is compiled at first use (once, 1-2 minutes)")
 
 
-def _missing_for_a_build(facts: Facts, *, on_gpu: bool) -> tuple[str, str] | None:
+def _nvme(op: Mapping[str, bool], facts: Facts, *, on_gpu: bool) -> Finding:
+    topic = "NVMe offload"
+    if op["built"]:
+        return ok(topic, "DeepSpeed's async_io is built already")
+    lacks = _lacks_for_a_build(facts, on_gpu=on_gpu)
+    # Without a compiler DeepSpeed cannot tell whether libaio is here.
+    if not op["can_be_built"] and facts.tools.compiler:
+        lacks.append(("no libaio headers", "apt-get install libaio-dev (or libaio-devel)"))
+    if lacks:
+        whats, fixes = zip(*lacks, strict=True)
+        return note(topic, f"not possible here: {', '.join(whats)}", "; ".join(fixes))
+    return ok(topic, "DeepSpeed's async_io is compiled at first use")
+
+
+def _lacks_for_a_build(facts: Facts, *, on_gpu: bool) -> list[tuple[str, str]]:
+    """List what is missing to compile a part of DeepSpeed while a run starts, each with its fix."""
     tools: Tools = facts.tools
+    lacks = []
     if tools.compiler is None:
-        return "there is no C++ compiler", "apt-get install g++"
+        lacks.append(("no C++ compiler", "apt-get install g++"))
     if tools.ninja is None:
-        return "ninja is not installed", "pip install ninja"
+        lacks.append(("no ninja", "pip install ninja"))
     if not on_gpu:
-        return None
+        return lacks
     needed = str(facts.probes["torch"].found["built_for_cuda"])
+    fix = f"install the CUDA {needed} toolkit, or set CUDA_HOME to it"
     if tools.nvcc_version is None:
-        return "there is no nvcc", f"install the CUDA {needed} toolkit, or set CUDA_HOME"
-    if tools.nvcc_version.partition(".")[0] != needed.partition(".")[0]:
-        what = f"nvcc is {tools.nvcc_version}, torch is built for CUDA {needed}"
-        return what, f"install the CUDA {needed} toolkit, or set CUDA_HOME to it"
-    return None
+        lacks.append(("no nvcc", fix))
+    elif tools.nvcc_version.partition(".")[0] != needed.partition(".")[0]:
+        lacks.append((f"nvcc is {tools.nvcc_version}, torch is built for CUDA {needed}", fix))
+    return lacks
 
 
 def _numactl(facts: Facts) -> Finding:
     if facts.tools.numactl:
         return ok("numactl", facts.tools.numactl)
-    return ok("numactl", "not installed; only binding ranks to cores uses it")
+    return note("numactl", "not installed; only binding ranks to cores uses it")

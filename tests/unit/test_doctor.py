@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from torch.utils import cpp_extension
 
 from launcher.cli import rankzero
 from launcher.doctor import facts as facts_module
@@ -25,7 +26,7 @@ from launcher.hardware import to_detection
 from launcher.host import HostFacts
 from launcher.profile_file import hardware_table
 from trainer.errors import EnvironmentProblem
-from trainer.probe import PROBES, probe_torch
+from trainer.probe import PROBES, is_compiled, probe_torch
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "transformers", "datasets", "peft", "deepspeed", "accelerate", "numpy"}
@@ -69,14 +70,22 @@ CUDA_TORCH = {
     "nccl": True,
 }
 NO_OPS = {"built": False, "can_be_built": False}
-OPS = {"cpu_adam": {"built": False, "can_be_built": True}, "async_io": NO_OPS}
+CAN_BE_BUILT = {"built": False, "can_be_built": True}
+BUILT = {"built": True, "can_be_built": True}
+OPS = {"deepspeed_shm_comm": CAN_BE_BUILT, "async_io": NO_OPS}
+CUDA_OPS = {"async_io": CAN_BE_BUILT}
+
+
+def _deepspeed(ops: dict[str, dict[str, bool]], device: str = "cpu") -> Probed:
+    return Probed("found", {"version": "1", "accelerator": device, "ops": ops})
 
 
 def _probes(torch: dict[str, Any], /, **others: Probed) -> dict[str, Probed]:
+    ops = CUDA_OPS if torch["device"] == "cuda" else OPS
     found = {
         "torch": Probed("found", torch),
         "bitsandbytes": Probed("found", {"version": "1", "nf4": True}),
-        "deepspeed": Probed("found", {"version": "1", "accelerator": "cpu", "ops": OPS}),
+        "deepspeed": _deepspeed(ops, torch["device"]),
         "flash_attn": Probed("absent"),
     }
     return {**found, **others}
@@ -105,12 +114,17 @@ GPU_REPORT = GpuReport((CARD,), "570.1", "12.8")
 
 
 def _bad(facts: Facts) -> dict[str, Finding]:
-    return {found.topic: found for found in diagnose(facts) if found.state != "ok"}
+    alarms = ("warning", "problem")
+    return {found.topic: found for found in diagnose(facts) if found.state in alarms}
+
+
+def _by_topic(facts: Facts) -> dict[str, Finding]:
+    return {found.topic: found for found in diagnose(facts)}
 
 
 def test_a_plain_cpu_machine_is_well() -> None:
     findings = diagnose(_facts())
-    assert [found for found in findings if found.state != "ok"] == []
+    assert {found.state for found in findings} == {"ok", "note"}
     assert "no GPU found: a local CPU run" in [found.text for found in findings]
     refuse_problems(findings)
     assert to_text(findings).endswith("this machine can train: 0 problem(s), 0 warning(s)")
@@ -136,18 +150,111 @@ def test_a_broken_driver_is_a_problem_and_missing_bindings_a_warning() -> None:
     assert _bad(_facts(missing))["gpu"].state == "warning"
 
 
-def test_what_offloading_needs_is_looked_for() -> None:
-    assert "no nvcc" in _bad(_facts(GPU_REPORT))["CPU offload"].text
-    other = Tools("/usr/bin/c++", "/usr/bin/ninja", "11.8", None)
-    assert "nvcc is 11.8" in _bad(_facts(GPU_REPORT, tools=other))["CPU offload"].text
-    fitting = Tools("/usr/bin/c++", "/usr/bin/ninja", "12.6", None)
-    assert set(_bad(_facts(GPU_REPORT, tools=fitting))) == {"NVMe offload"}
-    bare = Tools(None, "/usr/bin/ninja", None, None)
-    assert "no C++ compiler" in _bad(_facts(tools=bare))["CPU offload"].text
-    built = {"cpu_adam": {"built": True, "can_be_built": False}, "async_io": NO_OPS}
-    ready = Probed("found", {"version": "1", "accelerator": "cuda", "ops": built})
-    facts = _facts(GPU_REPORT, tools=bare, probes=_probes(CUDA_TORCH, deepspeed=ready))
-    assert "CPU offload" not in _bad(facts)
+BARE = Tools(None, None, None, None)
+
+
+def test_cpu_offload_needs_nothing_to_compile() -> None:
+    for facts in (_facts(tools=BARE), _facts(GPU_REPORT, tools=BARE)):
+        found = _by_topic(facts)["CPU offload"]
+        assert (found.state, found.fix) == ("ok", "")
+        assert "nothing to compile" in found.text
+
+
+@pytest.mark.parametrize(
+    ("op", "tools", "state", "text"),
+    [
+        (BUILT, BARE, "ok", "is built already"),
+        (CAN_BE_BUILT, Tools("/usr/bin/c++", "/usr/bin/ninja", None, None), "ok", "first use"),
+        (CAN_BE_BUILT, Tools(None, "/usr/bin/ninja", None, None), "warning", "no C++ compiler"),
+        (CAN_BE_BUILT, BARE, "warning", "no C++ compiler, no ninja"),
+        (NO_OPS, BARE, "note", "gloo does its work"),
+    ],
+)
+def test_what_deepspeed_loads_on_a_cpu(
+    op: dict[str, bool], tools: Tools, state: str, text: str
+) -> None:
+    deepspeed = _deepspeed({"deepspeed_shm_comm": op, "async_io": NO_OPS})
+    found = _by_topic(_facts(tools=tools, probes=_probes(TORCH, deepspeed=deepspeed)))["CPU ranks"]
+    assert (found.state, bool(found.fix)) == (state, state == "warning")
+    assert text in found.text
+
+
+def test_a_gpu_machine_is_not_asked_for_what_its_runs_do_not_compile() -> None:
+    found = _by_topic(_facts(GPU_REPORT, tools=BARE))
+    assert "CPU ranks" not in found
+    assert {topic for topic, each in found.items() if each.state in ("warning", "problem")} == set()
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "op", "state", "text", "fix"),
+    [
+        (None, CAN_BE_BUILT, "note", "no nvcc", "install the CUDA 12.8 toolkit"),
+        ("11.8", CAN_BE_BUILT, "note", "nvcc is 11.8, torch is built for CUDA 12.8", "CUDA 12.8"),
+        ("12.6", NO_OPS, "note", "not possible here: no libaio headers", "libaio-dev"),
+        (None, NO_OPS, "note", "no nvcc, no libaio headers", "CUDA_HOME to it; apt-get install"),
+        ("12.6", CAN_BE_BUILT, "ok", "is compiled at first use", ""),
+        (None, BUILT, "ok", "is built already", ""),
+    ],
+)
+def test_nvme_offload_says_what_it_lacks(
+    nvcc: str | None, op: dict[str, bool], state: str, text: str, fix: str
+) -> None:
+    tools = Tools("/usr/bin/c++", "/usr/bin/ninja", nvcc, None)
+    deepspeed = _deepspeed({"async_io": op}, "cuda")
+    facts = _facts(GPU_REPORT, tools=tools, probes=_probes(CUDA_TORCH, deepspeed=deepspeed))
+    found = _by_topic(facts)["NVMe offload"]
+    assert found.state == state
+    assert text in found.text
+    assert fix in found.fix
+    assert bool(found.fix) == bool(fix)
+
+
+def test_a_part_compiled_by_a_former_run_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch puts it right under TORCH_EXTENSIONS_DIR, which the image sets."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert not is_compiled("deepspeed_shm_comm")
+    folder = Path(cpp_extension._get_build_directory("deepspeed_shm_comm", verbose=False))
+    (folder / "deepspeed_shm_comm.so").touch()
+    assert is_compiled("deepspeed_shm_comm")
+
+
+def test_the_screen_sums_up_packages_as_tested_and_keeps_those_that_differ() -> None:
+    same = tuple(PackageState(name, "1.2.3", ">=1", "1.2.0") for name in ("aa", "bb", "cc"))
+    newer = PackageState("bab", "2.0.0", ">=1", "1.2.0")
+    findings = diagnose(_facts(packages=(same[0], newer, *same[1:])))
+    lines = to_text(findings).splitlines()
+    assert [line.split()[:3] for line in lines[1:3]] == [
+        ["ok", "packages", "3"],
+        ["warning", "bab", "2.0.0,"],
+    ]
+    assert not any(line.split()[1] in {"aa", "bb", "cc"} for line in lines)
+    assert {"aa", "bb", "cc", "bab"} <= {found.topic for found in findings}
+
+
+def test_what_the_host_offers_is_said_once() -> None:
+    text = to_text(diagnose(_facts()))
+    for value in ("100.0 GiB", "60.0 of 64.0 GiB", "60.0", "32.00 GiB", "the machine's cores"):
+        assert text.count(value) == 1
+
+
+def test_no_line_but_a_fix_is_wider_than_a_terminal() -> None:
+    long = Finding("topic", "note", "word " * 60, "pip install " + "name " * 60)
+    *lines, fix, _ = to_text([long]).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert " ".join(" ".join(lines).split()) == "note topic " + long.text.strip()
+    assert fix.strip() == f"fix: {long.fix}".strip()
+
+
+def test_whether_the_hub_is_asked_is_said_plainly() -> None:
+    def said(*offline: str) -> str:
+        hub = Hub(Path("/cache"), True, 50.0, offline, None)
+        return _by_topic(_facts(hub=hub))["hub"].text
+
+    assert "HF_HUB_OFFLINE=1 forbids" in said()
+    assert said("HF_HUB_OFFLINE").startswith("HF_HUB_OFFLINE set: nothing is downloaded")
+    assert "no dataset is downloaded" in said("HF_DATASETS_OFFLINE")
 
 
 def test_a_broken_torch_is_a_problem_and_broken_extras_are_warnings() -> None:
@@ -266,7 +373,7 @@ def test_the_command_prints_findings_and_its_exit_code_is_the_verdict(
     monkeypatch.setattr(facts_module, "read_packages", list)
     good = CliRunner().invoke(rankzero, ["doctor", "--json"])
     assert good.exit_code == 0
-    assert {"topic", "state", "text", "fix"} == set(json.loads(good.stdout)[0])
+    assert {"topic", "state", "text", "fix", "group"} == set(json.loads(good.stdout)[0])
     full = dataclasses.replace(HOST, disk_free_gib=0.1)
     monkeypatch.setattr(facts_module, "read_host", lambda _: full)
     bad = CliRunner().invoke(rankzero, ["doctor"])
