@@ -84,7 +84,8 @@ def taking_part(read_world: Callable[[], World]) -> Iterator[None]:
     """Keep this rank's record while the block runs; nothing without an attempt.
 
     An error of rank 0 is not printed here: the launcher shows the cause, once, whichever rank it
-    was. Other ranks leave theirs in their own log.
+    was. Other ranks leave theirs in their own log. One that was stopped ends with 0: the launcher
+    reads the record, and an engine would report a failure at length and end the other ranks.
     """
     folder = attempt_folder()
     if folder is None:
@@ -96,7 +97,11 @@ def taking_part(read_world: Callable[[], World]) -> Iterator[None]:
         yield
     except BaseException as error:
         ended = ended_with(record, error)
-        _write(folder, ended)
+        is_told = _write(folder, ended)
+        if is_told and ended.state == "interrupted":
+            if not world.is_rank_zero:
+                click.echo(ended.message, err=True)
+            raise SystemExit(0) from error
         if world.is_rank_zero and isinstance(error, (RankZeroError, KeyboardInterrupt)):
             raise SystemExit(ended.exit_code) from error
         raise
@@ -151,10 +156,13 @@ def _join(folder: Path, world: World) -> RankRecord:
     return record
 
 
-def _write(folder: Path, record: RankRecord) -> None:
-    # A full disk must not hide the error that is on its way out.
-    with contextlib.suppress(OSError):
+def _write(folder: Path, record: RankRecord) -> bool:
+    """Write the record; false where a full disk did not let it."""
+    try:
         write_last_word(record_path(folder, record.rank), dataclasses.asdict(record))
+    except OSError:  # it must not hide the error that is on its way out
+        return False
+    return True
 
 
 def speak_into(log: Path) -> None:
