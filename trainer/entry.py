@@ -34,6 +34,9 @@ _ENVIRONMENT = {
     "TORCHINDUCTOR_CACHE_DIR": str(cache_root() / "compiled"),
 }
 
+_WARNING = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "huggingface_hub")
+"""Libraries whose advice is for those who call them."""
+
 
 def quiet_libraries() -> None:
     """Silence banners, progress bars and advice of the libraries; a value the user set stays.
@@ -43,7 +46,7 @@ def quiet_libraries() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for category in (FutureWarning, DeprecationWarning, UserWarning):
-        for package in ("torch", "transformers", "peft", "bitsandbytes", "huggingface_hub"):
+        for package in _WARNING:
             warnings.filterwarnings("ignore", category=category, module=rf"{package}(\.|$)")
     # DeepSpeed says so on stdout, where `--json` prints. A filter outlives its own set-up.
     logging.getLogger("DeepSpeed").addFilter(
