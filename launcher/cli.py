@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import click
 
 from launcher import __version__
-from trainer.errors import Interrupted, RankZeroError
+from trainer.errors import INTERRUPTED_BY_KEYBOARD, Interrupted, RankZeroError
 
 # Verb -> its line in the help. The module of the same name is imported when the verb is used.
 COMMANDS = {
@@ -55,8 +55,6 @@ class _LazyGroup(click.Group):
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:  # click's own answer is the code of a bug
-            from trainer.attempt import INTERRUPTED_BY_KEYBOARD
-
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED_BY_KEYBOARD)
 

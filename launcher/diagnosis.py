@@ -7,8 +7,9 @@ import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trainer.attempt import INTERRUPTED_BY_KEYBOARD, RankRecord
+from trainer.attempt import RankRecord
 from trainer.errors import (
+    INTERRUPTED_BY_KEYBOARD,
     ConfigError,
     EnvironmentProblem,
     GateFailed,

@@ -25,12 +25,11 @@ from pathlib import Path
 import click
 import psutil
 
-from trainer.errors import Interrupted, RankZeroError
+from trainer.errors import INTERRUPTED_BY_KEYBOARD, Interrupted, RankZeroError
 from trainer.run_directory import write_last_word
 from trainer.world import World
 
 VARIABLE = "RANKZERO_ATTEMPT"
-INTERRUPTED_BY_KEYBOARD = 130  # 128 + SIGINT, what a shell reports
 LIFELINE_SECONDS = 30.0
 """Time to save once the launcher is dead: what torchrun, too, leaves its workers by default."""
 

@@ -12,10 +12,9 @@ from collections.abc import Callable
 import click
 
 from trainer.cache_root import cache_root
-from trainer.errors import RankZeroError
+from trainer.errors import INTERRUPTED_BY_KEYBOARD, RankZeroError
 from trainer.interruption import receive_requests, telling_requests
 
-INTERRUPTED_BY_KEYBOARD = 130  # 128 + SIGINT, what a shell reports
 _ENVIRONMENT = {
     # Nothing is sent anywhere unless the user asked for a tracker.
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -15,6 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+INTERRUPTED_BY_KEYBOARD = 130
+"""Ctrl-C before there was anything to save: 128 + SIGINT, what a shell reports."""
+
 
 class RankZeroError(Exception):
     """An error with the three parts a reader needs: what is wrong, the rule, one fix."""

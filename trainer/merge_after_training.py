@@ -9,8 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from trainer import interruption
-from trainer.attempt import INTERRUPTED_BY_KEYBOARD
-from trainer.errors import Interrupted, RankZeroError, TrainingFailed
+from trainer.errors import INTERRUPTED_BY_KEYBOARD, Interrupted, RankZeroError, TrainingFailed
 from trainer.requirements import check_requirements
 from trainer.run_directory import RunDirectory
 

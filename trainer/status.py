@@ -13,8 +13,7 @@ from typing import Any
 
 import psutil
 
-from trainer.attempt import INTERRUPTED_BY_KEYBOARD
-from trainer.errors import Interrupted, PeerLost, RankZeroError
+from trainer.errors import INTERRUPTED_BY_KEYBOARD, Interrupted, PeerLost, RankZeroError
 from trainer.run_directory import RunDirectory, write_json, write_last_word
 from trainer.world import World
 
