@@ -25,27 +25,31 @@ RUN apt-get update \
 ENV PATH=/opt/rankzero/bin:$PATH
 WORKDIR /src
 
-# The names are pyproject.toml's, the versions requirements.lock's. For a torch without CUDA, which is
-# much smaller: --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# image.lock has the hash of every file. TORCH takes a build of torch it does not have, for CPUs:
+#   --build-arg TORCH=2.13.0+cpu --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# That torch, and the CUDA libraries it may bring, come without a hash. docs/supply-chain.md
 ARG PIP_EXTRA_INDEX_URL
 ARG EXTRAS=track
-COPY pyproject.toml requirements.lock ./
-RUN python -c 'import pathlib, sys, tomllib; \
-project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]; \
-extras = [name for name in sys.argv[1].split(",") if name]; \
-wanted = sum((project["optional-dependencies"][name] for name in extras), project["dependencies"]); \
-pathlib.Path("/tmp/wanted.txt").write_text("\n".join(wanted))' "${EXTRAS}" \
- && pip install --no-cache-dir --constraint requirements.lock --requirement /tmp/wanted.txt
+ARG TORCH=
+COPY pyproject.toml requirements.lock image.lock ./
+COPY supply_chain supply_chain
+RUN python -m supply_chain.image_lock --extras "${EXTRAS}" --without deepspeed ${TORCH:+--without torch} \
+      > /tmp/wheels.txt \
+ && python -m supply_chain.image_lock --only deepspeed > /tmp/source.txt \
+ && pip install --no-cache-dir --no-deps --only-binary :all: --require-hashes --requirement /tmp/wheels.txt \
+ && if [ -n "${TORCH}" ]; then \
+      pip install --no-cache-dir --constraint requirements.lock "torch==${TORCH}"; \
+    fi
 
 # DeepSpeed comes as source and compiles an operator where it is first used, into a folder it must be
-# able to write. Its setup does so here instead, now that it finds torch. Ours are:
+# able to write. Its setup does so here instead, with the torch it finds. Ours are:
 #   shm_comm  every run on CPU. Fit for any x86-64: which vector code runs is decided at run time.
 #   cpu_adam  none: with offload too, the optimizer is torch's AdamW.
 #   async_io  NVMe offload. Not here: it is compiled for the very CPU it runs on (-march=native). That
 #             wants nvcc at run time ("devel" as BASE_IMAGE) and libaio-dev, in an image made from this.
 RUN DS_ACCELERATOR=cpu DS_BUILD_SHM_COMM=1 LDFLAGS=-s \
-    pip install --no-cache-dir --no-deps --no-build-isolation --use-pep517 --force-reinstall \
-      --constraint requirements.lock deepspeed
+    pip install --no-cache-dir --no-deps --no-build-isolation --use-pep517 \
+      --require-hashes --requirement /tmp/source.txt
 
 # Off: torch's own varlen attention is FlashAttention already, and takes packed rows without a mask.
 # The package is for `model.attention: flash_attention_2`. A wheel must fit this Python, torch and
@@ -103,6 +107,14 @@ ENV PATH=/opt/rankzero/bin:$PATH \
     MLFLOW_DISABLE_TELEMETRY=true \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     PYTHONUNBUFFERED=1
+
+# Whose work is in the image, for people, and its bill of materials (CycloneDX), for scanners.
+COPY --from=builder /src/supply_chain /usr/share/rankzero/supply_chain
+RUN install -d /usr/share/doc/rankzero \
+ && export PYTHONPATH=/usr/share/rankzero PYTHONDONTWRITEBYTECODE=1 \
+ && python -m supply_chain.notices > /usr/share/doc/rankzero/THIRD_PARTY_NOTICES.md \
+ && python -m supply_chain.sbom > /usr/share/doc/rankzero/sbom.cdx.json
+
 VOLUME ["/cache"]
 WORKDIR /work
 USER 1000:1000
@@ -118,4 +130,6 @@ LABEL org.opencontainers.image.title="RankZero" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.base.name="${BASE_IMAGE}"
+      org.opencontainers.image.base.name="${BASE_IMAGE}" \
+      rankzero.notices="/usr/share/doc/rankzero/THIRD_PARTY_NOTICES.md" \
+      rankzero.sbom="/usr/share/doc/rankzero/sbom.cdx.json"
