@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 import click
 
 from launcher import __version__
-from trainer.errors import INTERRUPTED_BY_KEYBOARD, Interrupted, RankZeroError
+from trainer.config_problems import did_you_mean
+from trainer.errors import INTERRUPTED_BY_KEYBOARD, ConfigError, Interrupted, RankZeroError
 
 # Verb -> its line in the help. The module of the same name is imported when the verb is used.
 COMMANDS = {
@@ -44,6 +45,19 @@ class _LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        verb = args[0]
+        if verb not in COMMANDS and not verb.startswith("-"):
+            meant = did_you_mean(verb, {name: name for name in COMMANDS})
+            raise ConfigError(
+                f"there is no command `{verb}`{meant}",
+                rule=f"a command is one of {', '.join(COMMANDS)}",
+                fix="`rankzero --help` says what each does",
+            )
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -54,9 +68,23 @@ class _LazyGroup(click.Group):
         except RankZeroError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except click.UsageError as error:
+            wrong = _to_config_error(error, ctx)
+            click.echo(f"error: {wrong}", err=True)
+            ctx.exit(wrong.exit_code)
         except KeyboardInterrupt:  # click's own answer is the code of a bug
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED_BY_KEYBOARD)
+
+
+def _to_config_error(error: click.UsageError, ctx: click.Context) -> ConfigError:
+    """Word a wrong option or argument as every other mistake is worded. PURE."""
+    command = error.ctx or ctx
+    return ConfigError(
+        error.format_message().removesuffix("."),
+        rule=command.get_usage().replace("Usage:", "usage:"),
+        fix=f"`{command.command_path} --help` says what each option takes",
+    )
 
 
 @click.group(cls=_LazyGroup)

@@ -138,12 +138,17 @@ def needs_of(estimate: MemoryEstimate) -> dict[Place, float]:
     }
 
 
-def _shortfall(request: Request, estimate: MemoryEstimate) -> str:
+def short_places(request: Request, estimate: MemoryEstimate) -> list[Place]:
+    """Name the places that have less than is needed."""
     available = budgets(request.profile, request.processes_per_node)
+    return [place for place, needed in needs_of(estimate).items() if needed > available[place]]
+
+
+def _shortfall(request: Request, estimate: MemoryEstimate) -> str:
+    available, needs = budgets(request.profile, request.processes_per_node), needs_of(estimate)
     missing = []
-    for place, needed in needs_of(estimate).items():
-        if needed <= available[place]:
-            continue
+    for place in short_places(request, estimate):
+        needed = needs[place]
         largest = sorted(
             (term for term in estimate.terms if term.place == place), key=lambda term: -term.bytes
         )[:3]

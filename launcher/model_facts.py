@@ -108,8 +108,10 @@ def _measure(config: Config, training: Training) -> ModelFacts:
 def _failure(ended: subprocess.CompletedProcess[str]) -> RankZeroError:
     """Pass on what the process said; a traceback is a bug and stays one."""
     text = ended.stderr.strip()
-    if text.startswith("error: "):
-        error = RankZeroError(text.removeprefix("error: "))
+    # Its libraries may have spoken before, as of each request to the Hub that is tried again.
+    _, found, told = f"\n{text}".rpartition("\nerror: ")
+    if found:
+        error = RankZeroError(told)
     else:
         error = RankZeroError(
             f"the model's shapes could not be measured:\n{text[-2000:]}",

@@ -10,6 +10,7 @@ from launcher.engines.launch import EngineName
 from launcher.profile import Profile
 from launcher.run_plan import Decision
 from trainer.config import Config
+from trainer.errors import EnvironmentProblem
 from trainer.model_facts import ModelFacts
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -34,7 +35,10 @@ class Basis:
 
 
 def choose_basis(config: Config, profile: Profile) -> Basis:
-    """Decide quantisation and precision where the config leaves them to the hardware."""
+    """Decide quantisation and precision where the config leaves them to the hardware.
+
+    Raises: EnvironmentProblem when a precision was named that the hardware cannot train in.
+    """
     decisions = []
     quantization = config.model.quantization
     if quantization == "auto":
@@ -47,6 +51,8 @@ def choose_basis(config: Config, profile: Profile) -> Basis:
     if precision == "auto":
         precision, reason = _automatic_precision(profile)
         decisions.append(Decision(setting="training.precision", value=precision, reason=reason))
+    else:
+        _check_precision(precision, profile)
     return Basis(quantization, precision, tuple(decisions))
 
 
@@ -59,6 +65,24 @@ def _automatic_precision(profile: Profile) -> tuple[Precision, str]:
     if profile.device == "cuda":
         return "fp16", "this GPU is older than bf16 (compute capability < 8.0)"
     return "fp32", "this CPU has no bf16 instructions"
+
+
+def can_train_in(precision: str, profile: Profile) -> bool:
+    """Whether this hardware has a precision, as trainer.precision will find. PURE."""
+    if profile.device == "cpu":
+        return precision != "fp16"
+    return precision != "bf16" or profile.bf16
+
+
+def _check_precision(precision: Precision, profile: Profile) -> None:
+    if can_train_in(precision, profile):
+        return
+    raise EnvironmentProblem(
+        f"training.precision: {precision} cannot be used on profile {profile.name} "
+        f"({profile.device})",
+        rule="fp16 needs a GPU; bf16 on a GPU needs compute capability 8.0, on MPS macOS 14",
+        fix=f"set training.precision to auto or {'fp32' if precision == 'fp16' else 'fp16'}",
+    )
 
 
 @dataclass(frozen=True)

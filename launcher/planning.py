@@ -17,7 +17,13 @@ from launcher.plan import Outcome, make_plan
 from launcher.plan_request import Basis, Past, Request, choose_basis, with_kept_batch
 from launcher.profile import Profile
 from launcher.profile_file import shipped_profiles
-from launcher.remedies import find_lighter, find_remedies, lighter_text, refusal
+from launcher.remedies import (
+    disk_missing,
+    find_lighter,
+    find_remedies,
+    lighter_text,
+    refusal,
+)
 from launcher.run_plan import Decision, RunPlan
 from launcher.strategy import LADDER, Zero
 from trainer.config import Config, Quantization, load_config
@@ -177,9 +183,12 @@ def _deepspeed_configs(config: Config, basis: Basis) -> dict[str, dict[str, Any]
 
 
 def _does_not_fit(request: Request, outcome: Outcome) -> EnvironmentProblem:
-    remedies = find_remedies(request, shipped_profiles(), _facts)
+    disk = disk_missing(request, outcome)
+    # Another profile is another machine; this one may have another disk.
+    remedies = find_remedies(request, [] if disk else shipped_profiles(), _facts)
+    first = f"the first of these: {remedies[0].change}" if remedies else ""
     return EnvironmentProblem(
         refusal(request, outcome, remedies),
         rule="a run starts only when everything it needs is there",
-        fix=f"the first of these: {remedies[0].change}" if remedies else "use a smaller model",
+        fix=", or ".join(filter(None, (disk, first))) or "use a smaller model",
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from launcher.fit import needs_of, short_places
+from launcher.memory import GIB
 from launcher.plan import Outcome, make_plan
-from launcher.plan_request import Basis, Request, choose_basis
+from launcher.plan_request import Basis, Request, can_train_in, choose_basis
 from launcher.profile import Profile
 from launcher.run_plan import RunPlan
 from trainer.config import Config
@@ -61,6 +64,15 @@ def find_lighter(request: Request, plan: RunPlan, facts_of: FactsOf) -> list[Rem
         if len(found) == _MOST:
             break
     return found
+
+
+def disk_missing(request: Request, outcome: Outcome) -> str:
+    """Say where the run would have the disk it needs; empty unless it lacks that alone. PURE."""
+    nearest = outcome.smallest
+    if nearest is None or short_places(request, nearest.estimate) != ["disk"]:
+        return ""
+    needed = math.ceil(10 * needs_of(nearest.estimate)["disk"] / GIB) / 10
+    return f"make room, or set output_dir to a disk with {needed:.1f} GiB free"
 
 
 def _lighter_changes(
@@ -126,7 +138,13 @@ def _changes(
     both = (adapted, _shorter(request))
     for group in both if config.lora.enabled else reversed(both):
         yield from group
-    others = [one for one in profiles if one.name != request.profile.name and one.device == "cuda"]
+    others = [
+        one
+        for one in profiles
+        if one.name != request.profile.name
+        and one.device == "cuda"
+        and can_train_in(training.precision, one)
+    ]
     for profile in others:
         yield f"--profile {profile.name}", _on(request, profile, facts_of)
     for profile in others:
@@ -197,6 +215,6 @@ def refusal(request: Request, outcome: Outcome, remedies: Sequence[Remedy]) -> s
     if remedies:
         lines.append("  what would make it fit, the cheapest change first:")
         lines += [f"    {number}. {remedy}" for number, remedy in enumerate(remedies, 1)]
-    else:
+    elif not disk_missing(request, outcome):
         lines.append("  no single change found here makes it fit")
     return "\n".join(lines)

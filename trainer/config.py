@@ -79,6 +79,7 @@ __all__ = [
     "to_json",
 ]
 
+_FIX = "correct what is named above; `rankzero init` writes a config that explains its settings"
 # Stand in for required settings that are missing, so that the rest can still be checked.
 _REQUIRED: dict[str, dict[str, Any]] = {
     "model": {"name": "missing"},
@@ -113,7 +114,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if problems or config is None:
         problems.sort(key=lambda problem: (problem.from_set, problem.line or 0))
         texts = dict.fromkeys(problem.render(str(path)) for problem in problems)
-        raise ConfigError.from_problems(str(path), list(texts))
+        raise ConfigError.from_problems(str(path), list(texts), fix=_FIX)
     return config
 
 

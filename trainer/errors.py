@@ -43,11 +43,13 @@ class ConfigError(RankZeroError):
     exit_code = 2
 
     @classmethod
-    def from_problems(cls, where: str, problems: Sequence[str]) -> ConfigError:
+    def from_problems(
+        cls, where: str, problems: Sequence[str], *, fix: str = "correct each line named above"
+    ) -> ConfigError:
         """Join several one-problem messages under one headline."""
         noun = "problem" if len(problems) == 1 else "problems"
         lines = "\n".join(f"  {number}. {text}" for number, text in enumerate(problems, 1))
-        return cls(f"{where}: {len(problems)} {noun}\n{lines}")
+        return cls(f"{where}: {len(problems)} {noun}\n{lines}", fix=fix)
 
 
 class DataError(ConfigError):

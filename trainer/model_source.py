@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +27,9 @@ from trainer.errors import ConfigError, EnvironmentProblem, RankZeroError
 _FIELD = "model.name"
 RECORDED_BASE = "base model of the adapter"
 """The field to name when the model was not given but read from adapter_config.json."""
+# What transformers lets out when it looks a model's dtype up in torch.
+_NO_SUCH_TYPE = re.compile(r"module 'torch' has no attribute ('\w+')")
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _LONGEST_REASON = 200  # characters; the libraries' own advice after it does not fit ours
 
 
@@ -93,6 +99,15 @@ def explaining_load(name: str, revision: str | None = None, field: str = _FIELD)
         yield
     except (OSError, ValueError, ImportError, SafetensorError, HFValidationError) as error:
         raise _explained(error, name, revision, field) from error
+    except AttributeError as error:
+        unknown = _NO_SUCH_TYPE.fullmatch(str(error))
+        if unknown is None:
+            raise
+        raise ConfigError(
+            f"{field}: config.json of {name} names the dtype {unknown[1]}, which torch has not",
+            rule="dtype is a type of torch, such as bfloat16",
+            fix="correct dtype in its config.json, or fetch that file again",
+        ) from error
 
 
 def _explained(error: Exception, name: str, revision: str | None, field: str) -> RankZeroError:
@@ -131,7 +146,21 @@ def _explained(error: Exception, name: str, revision: str | None, field: str) ->
 
 
 def _explained_by_kind(error: Exception, name: str, field: str) -> RankZeroError:
+    pointer = _find_lfs_pointer(Path(name).expanduser())
+    if pointer is not None:
+        return ConfigError(
+            f"{field}: {pointer} is a git-lfs pointer, not the file itself",
+            rule="git brings the large files of a model only with git-lfs",
+            fix=f"git -C {shlex.quote(str(pointer.parent))} lfs pull, or fetch the model with "
+            "`hf download`",
+        )
     reason = _first_sentence(error)
+    if "backend tokenizer" in str(error):
+        return ConfigError(
+            f"{field}: {name} has no tokenizer that can be read",
+            rule="a model folder holds tokenizer.json and tokenizer_config.json",
+            fix="copy these from where the model came from",
+        )
     if "trust_remote_code" in str(error):
         return ConfigError(
             f"model.trust_remote_code: {name} ships its own code, and running it is off",
@@ -150,6 +179,17 @@ def _explained_by_kind(error: Exception, name: str, field: str) -> RankZeroError
         rule="a model is complete and of a kind the installed transformers knows",
         fix="check that its files are complete, or choose a supported causal language model",
     )
+
+
+def _find_lfs_pointer(folder: Path) -> Path | None:
+    """Return a file of a model folder that git-lfs has not brought yet."""
+    if not folder.is_dir():
+        return None
+    for path in sorted(folder.iterdir()):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                return path
+    return None
 
 
 def _first_sentence(error: Exception) -> str:

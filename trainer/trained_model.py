@@ -102,11 +102,13 @@ def find_adapter(target: str) -> tuple[Path, Path]:
             rule="only LoRA adapters are merged; full fine-tuning leaves a whole model",
             fix=f"use {whole} as it is",
         )
-    state = "holds no adapter" if folder.is_dir() else "is not a folder"
+    is_folder = folder.is_dir()
     raise ConfigError(
-        f"{target} {state}",
+        f"{target} {'holds no adapter' if is_folder else 'is not a folder'}",
         rule="merge takes a run directory with adapter/, or a PEFT adapter folder",
-        fix=f"give the run directory, or a checkpoint: {run.checkpoints}/step-N",
+        fix=f"give the run directory, or a checkpoint: {run.checkpoints}/step-N"
+        if is_folder
+        else "check the path (relative paths start at the working directory)",
     )
 
 

@@ -56,17 +56,26 @@ def _lay_out_file(file: SourceFile, data: DataConfig) -> Layout:
     with closing(read_rows(file)) as rows:
         first = list(islice(rows, _LOOKED_AT))
     if not first:
-        raise DataError(f"{file.path}: no rows", rule="a source has at least one row")
+        raise DataError(
+            f"{file.path}: no rows",
+            rule="a source has at least one row",
+            fix="write rows into it, or take it out of the config",
+        )
     read = [row for row in first if row.problem is None]
     if not read:
         bad = first[0]
         assert bad.problem is not None
-        raise DataError(f"{file.path}: no readable row; the first: {bad.problem.at(bad.where)}")
+        raise DataError(
+            f"{file.path}: no readable row; the first: {bad.problem.at(bad.where)}",
+            fix="correct its rows, or give the file the extension of what it holds",
+        )
     columns = list(dict.fromkeys(str(name) for row in read for name in row.value))
     try:
         return choose_layout(columns, file.source, data)
     except ValueError as error:
-        raise DataError(f"{file.path}: {error}") from None
+        raise DataError(
+            f"{file.path}: {error}", fix="correct data.columns, or the names in the file"
+        ) from None
 
 
 def _ignored_settings(files: list[LaidOutFile], data: DataConfig) -> list[str]:

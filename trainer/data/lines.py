@@ -78,7 +78,7 @@ def _object_row(where: str, text: str, num_bytes: int) -> RawRow:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        message = f"malformed JSON: {error.msg} at column {error.colno}"
+        message = f"malformed JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
         problem = RowProblem("malformed JSON", message)
         return RawRow(where, {}, problem, text[:KEPT_CHARS], num_bytes)
     except RecursionError:

@@ -33,6 +33,7 @@ def row_key(order: str) -> RowKey | None:
     raise ConfigError(
         f"data.order: unknown order {order!r}",
         rule="shuffle, given, length, column:NAME or function:package.module.name",
+        fix="choose one of these",
     )
 
 

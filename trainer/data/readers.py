@@ -74,7 +74,8 @@ def _read_json(path: Path) -> Generator[RawRow, None, None]:
             yield from _read_jsonl(path)
             return
         raise DataError(
-            f"{path}:{error.lineno}: malformed JSON: {error.msg} at column {error.colno}",
+            f"{path}:{error.lineno}: malformed JSON: {error.msg.removesuffix(' at')} "
+            f"at column {error.colno}",
             rule="a .json file is one array of objects, an object holding one, or JSON lines",
             fix="correct that line, or write one object per line (.jsonl): "
             "there bad lines can be skipped",
@@ -199,7 +200,10 @@ def _read_parquet(path: Path) -> Generator[RawRow, None, None]:
                     number += 1
                     yield RawRow(f"{path}:row {number}", row, num_bytes=num_bytes)
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: not a readable parquet file: {error}") from error
+        raise DataError(
+            f"{path}: not a readable parquet file: {error}",
+            fix="copy or write it again, whole",
+        ) from error
 
 
 def _read_hub(file: SourceFile) -> Generator[RawRow, None, None]:

@@ -49,6 +49,7 @@ def _count(name: str, share: float, num_rows: int) -> int:
         raise DataError(
             f"data.{name}: {share:g} is neither a fraction nor a count",
             rule="below 1 it is a fraction of the rows, from 1 on a whole number of rows",
+            fix=f"write {share:.0f} for that many rows",
         )
     # A fraction asked for is never nothing: evaluating on no row would go unnoticed.
     return int(share) if share >= 1 else max(round(share * num_rows), 1 if share > 0 else 0)

@@ -129,6 +129,7 @@ def read_template(path: str) -> str:
         raise ConfigError(
             f"data.chat_template: {path} cannot be read: {error}",
             rule="`chatml`, or the path of a Jinja file",
+            fix="check the path (relative paths start at the working directory)",
         ) from error
 
 
