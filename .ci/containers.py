@@ -33,6 +33,8 @@ class Container:
     def __init__(self, folder: Path, root: str, image: dict[str, Any], mounts: Sequence[Mount]):
         """`root` and `image`: where its files are mounted, and its config as OCI has it."""
         self.folder, self._root, self._image = folder, root, image
+        self.home: str = image["WorkingDir"]
+        """Where a command starts, in the container; `work` lies there."""
         self.work, self.cache, self.tmp = (folder / name for name in ("work", "cache", "tmp"))
         self._runc = ["runc", "--root", str(folder / "runc")]
         for each in (self.work, self.cache, self.tmp):
@@ -41,7 +43,10 @@ class Container:
         (folder / "hosts").write_text("127.0.0.1 localhost alone\n")
         subprocess.run([*self._runc, "spec", "--bundle", str(folder)], check=True)
         self._spec = json.loads((folder / "config.json").read_text())
-        own = [bind(path, f"/{path.name}", "rw") for path in (self.work, self.cache, self.tmp)]
+        own = [
+            bind(self.work, self.home, "rw"),
+            *(bind(path, f"/{path.name}", "rw") for path in (self.cache, self.tmp)),
+        ]
         self._alone = Surroundings("alone", folder / "hosts", [*own, *mounts])
 
     def start(
@@ -58,7 +63,7 @@ class Container:
             "terminal": False,
             "user": {"uid": user, "gid": user},
             "args": [*(entry or self._image["Entrypoint"]), *arguments],
-            "cwd": self._image["WorkingDir"],
+            "cwd": self.home,
             "env": [*self._image["Env"], *(f"{key}={value}" for key, value in environment.items())],
             "capabilities": {key: [] for key in self._spec["process"]["capabilities"]},
             "noNewPrivileges": True,

@@ -20,12 +20,13 @@ SETTINGS = ("output_dir=runs/pods", "training.max_steps=12", "checkpoint.every_s
 SMALLER = ("data.validation_size=2", "data.test_size=2")
 STOP_AFTER_STEP = 5
 EXIT_INTERRUPTED = 75
-# In the image, which has a YAML parser: the ConfigMap becomes files, the container is printed.
+# In the image, which has a YAML parser, in its working directory: the ConfigMap becomes files, the
+# container is printed.
 _UNPACK = """
 import json, pathlib, yaml
-def read(name): return yaml.safe_load(pathlib.Path("/work/manifests", name).read_text())
+def read(name): return yaml.safe_load(pathlib.Path("manifests", name).read_text())
 for name, text in read("configmap.yaml")["data"].items():
-    pathlib.Path("/work/pods/config", name).write_text(text)
+    pathlib.Path("pods/config", name).write_text(text)
 print(json.dumps(read("job.yaml")["spec"]["template"]["spec"]["containers"][0]))
 """
 
@@ -89,7 +90,7 @@ def render(container: Container) -> dict[str, Any]:
     for name in ("config", "runs", "tmp-0", "tmp-1"):
         make_open(volumes / name)
     options = [word for one in (*SETTINGS, *SMALLER) for word in ("--set", one)]
-    where = ("--profile", "cpu", "--nodes", "2", "--output", "/work/manifests")
+    where = ("--profile", "cpu", "--nodes", "2", "--output", "manifests")
     container.run("render", "examples/quickstart.yaml", *where, *options)
     printed = container.run("-c", _UNPACK, entry=["python"])
     found: dict[str, Any] = json.loads(printed.splitlines()[-1])

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 
 from trainer.attempt import RankRecord
 from trainer.errors import (
+    BY_EXIT_CODE,
     INTERRUPTED_BY_KEYBOARD,
-    ConfigError,
-    EnvironmentProblem,
-    GateFailed,
     Interrupted,
     OutOfMemory,
     PeerLost,
@@ -26,10 +24,6 @@ REMEDIES = {
     "SIGBUS": "shared memory is too small (/dev/shm): enlarge it, or set dataloader_workers to 0",
 }
 _OUT_OF_MEMORY = "give the machine or container more memory, start fewer processes, or lower "
-_CLASSES = {
-    known.exit_code: known
-    for known in (ConfigError, EnvironmentProblem, TrainingFailed, GateFailed, Interrupted)
-}
 _TAIL_LINES = 8
 _REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WITH_ANOTHER = "while working with another rank"
@@ -201,7 +195,7 @@ def _engine_failed(evidence: Evidence) -> Verdict:
 
 
 def _error(exit_code: int, what: str, rule: str, fix: str) -> RankZeroError:
-    error = _CLASSES.get(exit_code, RankZeroError)(what, rule=rule, fix=fix)
+    error = BY_EXIT_CODE.get(exit_code, RankZeroError)(what, rule=rule, fix=fix)
     error.exit_code = exit_code
     return error
 

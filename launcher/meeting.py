@@ -25,7 +25,7 @@ import click
 
 from launcher import __version__
 from launcher.engines.rendezvous import free_port
-from trainer.errors import ConfigError, EnvironmentProblem, Interrupted, RankZeroError
+from trainer.errors import BY_NAME, ConfigError, EnvironmentProblem, Interrupted, RankZeroError
 
 WAIT_SECONDS = 3600.0
 """A node that has not come by then is not on its way; GPUs are not held for it any longer."""
@@ -34,7 +34,6 @@ _RETRY_SECONDS = 1.0
 _CONNECT_SECONDS = 10.0
 _LARGEST_LINE = 2**20
 _LAG_SECONDS = 10.0
-_REFUSALS = {error.__name__: error for error in (ConfigError, EnvironmentProblem)}
 # A machine that loses power says nothing: asked after 30 s, given up after another 30.
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
@@ -258,7 +257,7 @@ def _join(place: Place) -> int:
                 place.say(f"all {place.nodes} nodes are here")
                 return int(answer["go"])
             if "refused" in answer:
-                raise _REFUSALS[answer["error"]](
+                raise BY_NAME[answer["error"]](
                     answer["refused"], rule=answer["rule"], fix=answer["fix"]
                 )
             problem = "it went away"

@@ -109,6 +109,7 @@ def _to_plan(request: Request, chosen: Candidate, rejected: list[Rejection]) -> 
     strategy, config = chosen.strategy, request.config
     available = budgets(request.profile, request.processes_per_node)
     engine, _ = _engine(request, strategy)
+    in_parts = saves_in_parts(config, strategy.deepspeed_config, strategy.zero)
     return RunPlan(
         profile=request.profile.name,
         device=request.profile.device,
@@ -119,7 +120,7 @@ def _to_plan(request: Request, chosen: Candidate, rejected: list[Rejection]) -> 
         deepspeed_config=strategy.deepspeed_config,
         precision=request.basis.precision,
         tensors_gib=_gib(chosen.estimate.tensors),
-        saves_in_parts=saves_in_parts(config, strategy.deepspeed_config, strategy.zero),
+        saves_in_parts=in_parts,
         overrides={
             "model.quantization": request.basis.quantization,
             "training.gradient_checkpointing": strategy.checkpointing,
@@ -146,7 +147,7 @@ def _to_plan(request: Request, chosen: Candidate, rejected: list[Rejection]) -> 
             )
             for term in chosen.estimate.terms
         ),
-        notes=_notes(request, config, strategy),
+        notes=_notes(request, config, in_parts=in_parts),
     )
 
 
@@ -196,7 +197,7 @@ def _tokens_reason(request: Request, chosen: Candidate) -> str:
     return "as many as fit"
 
 
-def _notes(request: Request, config: Config, strategy: Strategy) -> tuple[str, ...]:
+def _notes(request: Request, config: Config, *, in_parts: bool) -> tuple[str, ...]:
     facts = request.facts
     notes = [
         "the data was not read: every row is taken to be full and every token to carry a label",
@@ -211,12 +212,12 @@ def _notes(request: Request, config: Config, strategy: Strategy) -> tuple[str, .
     if config.model.attention.startswith("flash_attention"):
         notes.append("activations were simulated with sdpa; flash attention needs no mask")
     if request.nodes > 1:
-        notes.append("every node needs the model and the data; " + _output(config, strategy))
+        notes.append("every node needs the model and the data; " + _output(in_parts))
     return tuple(notes)
 
 
-def _output(config: Config, strategy: Strategy) -> str:
-    if saves_in_parts(config, strategy.deepspeed_config, strategy.zero):
+def _output(in_parts: bool) -> str:
+    if in_parts:
         return "and all the same output_dir: every rank saves its own part (checked at the start)"
     return "output_dir is node 0's to write, and may be each node's own"
 

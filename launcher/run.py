@@ -35,7 +35,7 @@ from trainer.deepspeed_config import (
     load_deepspeed_config,
     with_nvme,
 )
-from trainer.errors import ConfigError, EnvironmentProblem, Interrupted, RankZeroError
+from trainer.errors import ConfigError, EnvironmentProblem, RankZeroError
 from trainer.run_directory import RunDirectory
 from trainer.status import Ending, write_termination_log, write_verdict
 
@@ -188,14 +188,7 @@ def _meet_other_nodes(planned: PlannedRun, start: Start, attempt: Attempt) -> St
     try:
         return replace(start, rendezvous=f"[{host}]:{meet(place)}")
     except RankZeroError as error:
-        ending = Ending(
-            state="interrupted" if isinstance(error, Interrupted) else "failed",
-            exit_code=error.exit_code,
-            rank=None,
-            error=type(error).__name__,
-            message=error.what,
-            remedy=error.fix,
-        )
+        ending = Ending.of(error)
         # What an earlier attempt came to stays; so does what another node says.
         if start.node_rank == 0 and attempt.run.read_status().get("state") == "preparing":
             write_verdict(attempt.run, ending)
@@ -207,7 +200,7 @@ def _meet_other_nodes(planned: PlannedRun, start: Start, attempt: Attempt) -> St
 def alike_on_all_nodes(planned: PlannedRun, start: Start) -> dict[str, Any]:
     """Return what the nodes of a run must have alike, by name. PURE.
 
-    Where files lie may differ from machine to machine.
+    Where the model, the caches and the output lie may differ from machine to machine.
     """
     plan, config = planned.plan, planned.config.model_dump(mode="json")
     config["model"].pop("name")

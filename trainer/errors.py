@@ -86,3 +86,12 @@ class Interrupted(RankZeroError):
     """Stopped on request with the state saved; the same command continues."""
 
     exit_code = 75
+
+
+_MAIN = (RankZeroError, ConfigError, EnvironmentProblem, TrainingFailed, GateFailed, Interrupted)
+BY_EXIT_CODE: dict[int, type[RankZeroError]] = {each.exit_code: each for each in _MAIN}
+"""The class that an exit code stands for."""
+BY_NAME: dict[str, type[RankZeroError]] = {
+    each.__name__: each for each in (*_MAIN, DataError, OutOfMemory, PeerLost)
+}
+"""Every class, as records of other processes name it."""

@@ -33,6 +33,20 @@ class Ending:
     message: str
     remedy: str
 
+    @classmethod
+    def of(cls, error: BaseException, *, rank: int | None = None) -> Ending:
+        """Return how an error ends a run, or Ctrl-C."""
+        known = error if isinstance(error, RankZeroError) else RankZeroError(str(error))
+        is_keyboard = isinstance(error, KeyboardInterrupt)
+        return cls(
+            state="interrupted" if is_keyboard or isinstance(error, Interrupted) else "failed",
+            exit_code=INTERRUPTED_BY_KEYBOARD if is_keyboard else known.exit_code,
+            rank=rank,
+            error=type(error).__name__,
+            message=known.what or type(error).__name__,
+            remedy=known.fix,
+        )
+
 
 def write_preparing(run: RunDirectory) -> None:
     """Record that a launcher, this process, prepares a new run."""
@@ -71,19 +85,7 @@ def write_failed(run: RunDirectory, world: World, error: BaseException) -> None:
     status = run.read_status()
     if status.get("state") in ("failed", "interrupted") and status.get("error") != _LOST:
         return
-    known = error if isinstance(error, RankZeroError) else RankZeroError(str(error))
-    is_keyboard = isinstance(error, KeyboardInterrupt)
-    write_ending(
-        run,
-        Ending(
-            state="interrupted" if is_keyboard or isinstance(error, Interrupted) else "failed",
-            exit_code=INTERRUPTED_BY_KEYBOARD if is_keyboard else known.exit_code,
-            rank=world.rank,
-            error=type(error).__name__,
-            message=known.what or type(error).__name__,
-            remedy=known.fix,
-        ),
-    )
+    write_ending(run, Ending.of(error, rank=world.rank))
 
 
 def write_verdict(run: RunDirectory, ending: Ending) -> None:

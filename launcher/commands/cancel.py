@@ -9,6 +9,7 @@ from launcher.commands.cluster_options import (
     context_option,
     find_name,
     namespace_option,
+    say,
 )
 from launcher.kubernetes.client.api import ApiServer
 from launcher.kubernetes.client.connection import connect
@@ -26,14 +27,10 @@ def cancel(run: str, namespace: str | None, context: str | None) -> None:
     name, pace = find_name(run), read_pace()
     connection = connect(context, checked(namespace))
     try:
-        volumes = cancel_run(ApiServer(connection), name, pace, _say)
+        volumes = cancel_run(ApiServer(connection), name, pace, say)
     except (KeyboardInterrupt, Interrupted):
-        _say(f"pods go on saving; to remove the rest: rankzero cancel {name} {connection.options}")
+        say(f"pods go on saving; to remove the rest: rankzero cancel {name} {connection.options}")
         raise
     if volumes:
-        _say(f"kept: volume claims {', '.join(volumes)}")
-    _say(f"{name} is cancelled; submit it again to go on from its newest checkpoint")
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
+        say(f"kept: volume claims {', '.join(volumes)}")
+    say(f"{name} is cancelled; submit it again to go on from its newest checkpoint")

@@ -124,6 +124,11 @@ def run_options(command: _Command) -> _Command:
     return command
 
 
+def say(line: str) -> None:
+    """Tell the user something; stdout is for what a run prints."""
+    click.echo(line, err=True)
+
+
 def checked(namespace: str | None) -> str | None:
     """Return the namespace as it was given, if it was.
 

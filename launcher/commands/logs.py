@@ -9,6 +9,7 @@ from launcher.commands.cluster_options import (
     context_option,
     find_name,
     namespace_option,
+    say,
 )
 from launcher.kubernetes.client.api import ApiServer
 from launcher.kubernetes.client.connection import connect
@@ -53,8 +54,8 @@ def logs(
         if not any(pod.index == node and pod.has_log for pod in state.pods):
             raise _nothing_yet(name, node, [pod.index for pod in state.current])
         return
-    with coming_back(name, connection, _say):
-        error = follow(api, workloads[0]["kind"], name, log=log, pace=pace, say=_say)
+    with coming_back(name, connection, say):
+        error = follow(api, workloads[0]["kind"], name, log=log, pace=pace, say=say)
     if error is not None:
         raise error
 
@@ -74,7 +75,3 @@ def _nothing_yet(name: str, node: int, nodes: list[int]) -> ConfigError:
         rule=f"{found}; a pod prints once its container has started",
         fix=f"`rankzero status {name}` says what it waits for; --follow waits with it",
     )
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

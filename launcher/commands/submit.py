@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from launcher.commands.cluster_options import RunOptions, checked, context_option, run_options
+from launcher.commands.cluster_options import RunOptions, checked, context_option, run_options, say
 from launcher.kubernetes.client.api import ApiServer
 from launcher.kubernetes.client.connection import connect
 from launcher.kubernetes.client.follow import coming_back, follow, how_to_come_back
@@ -55,8 +55,3 @@ def submit(context: str | None, detach: bool, **options: Any) -> None:
     if error is not None:
         raise error
     say(f"{name} is complete")
-
-
-def say(line: str) -> None:
-    """Stdout is rank 0's."""
-    click.echo(line, err=True)

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import TypeVar
 
-_Server = TypeVar("_Server", bound="HttpServer")
+_Server = TypeVar("_Server", bound="Serving")
 
 
 @dataclass(frozen=True)
@@ -20,18 +20,13 @@ class Answer:
     content_type: str
 
 
-class HttpServer:
-    """Serves while a block is entered; `problems` tells what a test must fail for."""
+class Serving:
+    """Serves on this machine while a block is entered."""
 
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
-        """Answer one request."""
-        raise NotImplementedError
+        self.port = self._server.server_address[1]
 
     def __enter__(self: _Server) -> _Server:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -45,6 +40,19 @@ class HttpServer:
     ) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class HttpServer(Serving):
+    """Answers by a method; `problems` tells what a test must fail for."""
+
+    def __init__(self) -> None:
+        super().__init__(_handler(self))
+        self.problems: list[str] = []
+        self.address = f"http://127.0.0.1:{self.port}"
+
+    def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
+        """Answer one request."""
+        raise NotImplementedError
 
 
 def _handler(server: HttpServer) -> type[BaseHTTPRequestHandler]:

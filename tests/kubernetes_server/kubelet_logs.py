@@ -5,43 +5,27 @@ from __future__ import annotations
 import ssl
 import subprocess
 import tempfile
-import threading
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import parse_qs, urlsplit
 
 from tests.kubernetes_server.fake_pod import FakePod
+from tests.kubernetes_server.http_server import Serving
 
 LOOK_SECONDS = 0.5
 
 
-class LogServer:
+class LogServer(Serving):
     """Serves the logs of the pods it was given."""
 
     def __init__(self) -> None:
         self._pods: dict[tuple[str, str], FakePod] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        super().__init__(self._handler())
         self._server.socket = _encrypted(self._server)
-        self.port = self._server.server_address[1]
 
     def add(self, pod: FakePod) -> None:
         self._pods[pod.namespace, pod.pod_name] = pod
-
-    def __enter__(self) -> LogServer:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         pods = self._pods

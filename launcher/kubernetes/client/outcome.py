@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from launcher.kubernetes.client.observe import Ended, PodState, RunState
 from launcher.kubernetes.manifests.failure_policy import ACTIONS
 from trainer.errors import (
-    ConfigError,
-    DataError,
+    BY_EXIT_CODE,
+    BY_NAME,
     EnvironmentProblem,
-    GateFailed,
     Interrupted,
     OutOfMemory,
     PeerLost,
@@ -21,19 +20,6 @@ from trainer.errors import (
     TrainingFailed,
 )
 
-_CLASSES = (
-    ConfigError,
-    DataError,
-    EnvironmentProblem,
-    GateFailed,
-    Interrupted,
-    OutOfMemory,
-    PeerLost,
-    RankZeroError,
-    TrainingFailed,
-)
-_BY_NAME: dict[str, type[RankZeroError]] = {each.__name__: each for each in _CLASSES}
-_BY_CODE: dict[int, type[RankZeroError]] = {each.exit_code: each for each in ACTIONS}
 _FAIL_AT_ONCE = {each.exit_code for each, action in ACTIONS.items() if action == "FailJob"}
 _KILLED = 137
 """128 + SIGKILL."""
@@ -117,8 +103,8 @@ def explain(pod: PodState, *, num_nodes: int) -> RankZeroError:
     if ended.exit_code == _KILLED:
         return TrainingFailed(f"{who} was killed (SIGKILL)", rule=rule, fix=_RESUMES)
     word = read_last_word(ended.message)
-    named = _BY_NAME.get(word.error)
-    known = _BY_CODE.get(ended.exit_code, TrainingFailed)
+    named = BY_NAME.get(word.error)
+    known = BY_EXIT_CODE.get(ended.exit_code, TrainingFailed)
     if named is not None and named.exit_code == ended.exit_code:
         known = named
     what = word.what or f"{who} ended without a word"
