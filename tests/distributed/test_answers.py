@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from tests.commands import run, write_config
+from tests.commands import write_config
 from tests.deepspeed_files import write_deepspeed_config
 from tests.tiny import make_model_folder
+from tests.warm_ranks import train_warm
 
 pytestmark = [
     pytest.mark.distributed,
     pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed runs on Linux"),
 ]
-TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model_folder(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
-def trained(folder: Path, base: Path, *command: str, **training: Any) -> Path:
-    folder.mkdir()
+def trained(folder: Path, base: Path, ranks: int, **training: Any) -> Path:
     config = write_config(
         folder / "run.json",
         base,
@@ -35,7 +34,7 @@ def trained(folder: Path, base: Path, *command: str, **training: Any) -> Path:
         samples={"prompts": ["Hello", "What is a fever?"], "max_new_tokens": 8},
         safety={"enabled": True, "prompts": ["My chest hurts."], "max_new_tokens": 8},
     )
-    finished = run(*command, "-m", "trainer", "--config", config, DS_ACCELERATOR="cpu")
+    finished = train_warm(config, ranks=ranks)
     assert finished.returncode == 0, finished.stderr[-3000:]
     return folder / "out"
 
@@ -49,15 +48,22 @@ def answers(run_folder: Path) -> list[list[str]]:
     ] + [[one["answer"] for one in json.loads(line)["checks"]] for line in checks]
 
 
+@pytest.fixture(scope="module")
+def expected(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    of_one_process = answers(trained(tmp_path_factory.mktemp("one"), base, 1))
+    assert len(of_one_process) == 4  # at steps 0 and 2, twice
+    return of_one_process
+
+
 @pytest.mark.parametrize("zero", [None, "zero2", "zero3"])
-def test_two_ranks_answer_as_one_process_does(zero: str | None, base: Path, tmp_path: Path) -> None:
-    expected = answers(trained(tmp_path / "one", base))
+def test_two_ranks_answer_as_one_process_does(
+    zero: str | None, base: Path, expected: list[list[str]], tmp_path: Path
+) -> None:
     shared = (
         {}
         if zero is None
         else {"deepspeed_config": str(write_deepspeed_config(tmp_path / "ds.json", zero))}
     )
-    got = answers(trained(tmp_path / "two", base, *TWO_RANKS, **shared))
-    assert len(expected) == 4  # at steps 0 and 2, twice
+    got = answers(trained(tmp_path, base, 2, **shared))
     assert got[0] == expected[0]
     assert got == expected

@@ -17,6 +17,7 @@ from launcher.engines.rendezvous import free_local_rendezvous
 from tests.commands import EXAMPLE_DATA, read_json, run, training_losses, write_config
 from tests.resuming import cut_at, logged, require_same_run
 from tests.tiny import make_model_folder
+from tests.warm_ranks import train_warm
 from trainer.checkpoints.manifest import write_manifest
 
 pytestmark = [
@@ -81,8 +82,15 @@ def configure(path: Path, base: Path, output: Path, **sections: dict[str, Any]) 
     )
 
 
-def train(engine: str, config: Path, *arguments: str) -> str:
-    finished = run(*ENGINES[engine], "--config", config, *arguments, DS_ACCELERATOR="cpu")
+def start(engine: str, config: Path) -> None:
+    """Train by the engine's own command."""
+    finished = run(*ENGINES[engine], "--config", config, DS_ACCELERATOR="cpu")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+def train(config: Path, ranks: int = 1) -> str:
+    """Train on so many ranks, whoever started them; return what they said."""
+    finished = train_warm(config, ranks=ranks)
     assert finished.returncode == 0, finished.stderr[-3000:]
     return finished.stderr
 
@@ -100,24 +108,24 @@ def with_zero(sections: dict[str, Any], zero: str | None) -> dict[str, Any]:
 )
 def eventful(
     request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, dict[str, Any], Path]:
+) -> tuple[int, dict[str, Any], Path]:
     engine, zero = request.param
     folder = tmp_path_factory.mktemp("straight")
     sections = with_zero({**EVENTFUL, "data": {"order": "length"}}, zero)
-    train(engine, configure(folder / "run.json", base, folder / "out", **sections))
-    return engine, sections, folder
+    start(engine, configure(folder / "run.json", base, folder / "out", **sections))
+    return 1 if zero is None else 2, sections, folder
 
 
 @pytest.mark.parametrize("step", [1, 6, 8], ids=lambda step: f"after step {step}")
 def test_a_run_that_goes_on_ends_bit_for_bit_the_same(
-    eventful: tuple[str, dict[str, Any], Path], base: Path, step: int
+    eventful: tuple[int, dict[str, Any], Path], base: Path, step: int
 ) -> None:
-    engine, sections, folder = eventful
+    ranks, sections, folder = eventful
     straight = folder / "out"
     assert read_json(straight / "summary.json")["steps"] == 8, "it was to stop early"
     resumed = cut_at(straight, step, folder / f"cut-{step}")
     config = configure(folder / f"cut-{step}.json", base, resumed, **sections)
-    said = train(engine, config)
+    said = train(config, ranks)
     assert f"(step {step}, " in said
     require_same_run(straight, resumed)
 
@@ -125,16 +133,16 @@ def test_a_run_that_goes_on_ends_bit_for_bit_the_same(
 @pytest.fixture(scope="module")
 def uninterrupted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    train("python", configure(folder / "run.json", base, folder / "out", **PLAIN))
+    train(configure(folder / "run.json", base, folder / "out", **PLAIN))
     return folder / "out"
 
 
-MOVES = {
-    "ZeRO-3 on 2 ranks to one process": (("torchrun", "zero3"), ("python", None)),
-    "one process to ZeRO-3 on 2 ranks": (("python", None), ("torchrun", "zero3")),
-    "DDP to ZeRO-2": (("torchrun", None), ("torchrun", "zero2")),
-    "ZeRO-1 to DDP": (("torchrun", "zero1"), ("torchrun", None)),
-    "ZeRO-2 to ZeRO-3 with offload": (("torchrun", "zero2"), ("torchrun", "zero3_offload")),
+MOVES: dict[str, tuple[tuple[int, str | None], tuple[int, str | None]]] = {  # ranks, ZeRO
+    "ZeRO-3 on 2 ranks to one process": ((2, "zero3"), (1, None)),
+    "one process to ZeRO-3 on 2 ranks": ((1, None), (2, "zero3")),
+    "DDP to ZeRO-2": ((2, None), (2, "zero2")),
+    "ZeRO-1 to DDP": ((2, "zero1"), (2, None)),
+    "ZeRO-2 to ZeRO-3 with offload": ((2, "zero2"), (2, "zero3_offload")),
 }
 
 
@@ -142,39 +150,43 @@ MOVES = {
 def test_a_run_moved_to_other_hardware_goes_on_as_if_it_had_not(
     move: str, base: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    (first, first_zero), (second, second_zero) = MOVES[move]
-    expected = training_losses(uninterrupted)
+    (ranks, zero), (other_ranks, other_zero) = MOVES[move]
     out = tmp_path / "out"
-    train(first, configure(tmp_path / "1.json", base, out, **with_zero(PLAIN, first_zero)))
+    train(configure(tmp_path / "1.json", base, out, **with_zero(PLAIN, zero)), ranks)
     moved = cut_at(out, 4, tmp_path / "moved")
-    train(second, configure(tmp_path / "2.json", base, moved, **with_zero(PLAIN, second_zero)))
-    assert training_losses(moved) == pytest.approx(expected, rel=1e-4)
-    # Without the moments the same comparison fails, so it does look at them.
-    without = forget_moments(cut_at(out, 4, tmp_path / "without") / "checkpoints" / "step-000004")
-    config = configure(tmp_path / "3.json", base, without, **with_zero(PLAIN, second_zero))
-    train(second, config)
-    assert training_losses(without) != pytest.approx(expected, rel=1e-4)
+    train(configure(tmp_path / "2.json", base, moved, **with_zero(PLAIN, other_zero)), other_ranks)
+    assert training_losses(moved) == pytest.approx(training_losses(uninterrupted), rel=1e-4)
 
 
-def forget_moments(checkpoint: Path) -> Path:
-    """Set a checkpoint's moments to zero, with a manifest to match; return its run."""
+@pytest.mark.parametrize(("ranks", "zero"), [(1, None), (2, "zero2"), (2, "zero3")])
+def test_without_its_moments_a_run_goes_on_otherwise(
+    ranks: int, zero: str | None, base: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """So the comparison of moved runs does look at them."""
+    without = cut_at(uninterrupted, 4, tmp_path / "without")
+    forget_moments(without / "checkpoints" / "step-000004")
+    train(configure(tmp_path / "run.json", base, without, **with_zero(PLAIN, zero)), ranks)
+    assert training_losses(without) != pytest.approx(training_losses(uninterrupted), rel=1e-4)
+
+
+def forget_moments(checkpoint: Path) -> None:
+    """Set a checkpoint's moments to zero, with a manifest to match."""
     file = checkpoint / "optimizer.safetensors"
     tensors = load_file(file)
     assert {name.partition("/")[0] for name in tensors} == {"exp_avg", "exp_avg_sq", "step"}
     save_file({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, file)
     write_manifest(checkpoint)
-    return checkpoint.parent.parent
 
 
 def test_a_run_goes_from_engine_to_engine(base: Path, uninterrupted: Path, tmp_path: Path) -> None:
     sections = {**with_zero(PLAIN, "zero3"), "checkpoint": {"every_steps": 2}}
     run_directory = tmp_path / "start"
-    train("deepspeed", configure(tmp_path / "0.json", base, run_directory, **sections))
+    start("deepspeed", configure(tmp_path / "0.json", base, run_directory, **sections))
     for number, (step, engine) in enumerate(((2, "torchrun"), (4, "accelerate"), (6, "python")), 1):
         run_directory = cut_at(run_directory, step, tmp_path / f"{number}")
         zero = None if engine == "python" else "zero3"
         sections = {**with_zero(PLAIN, zero), "checkpoint": {"every_steps": 2}}
-        train(engine, configure(tmp_path / f"{number}.json", base, run_directory, **sections))
+        start(engine, configure(tmp_path / f"{number}.json", base, run_directory, **sections))
     assert training_losses(run_directory) == pytest.approx(training_losses(uninterrupted), rel=1e-4)
 
 
@@ -183,7 +195,7 @@ def test_the_frozen_base_may_be_stored_otherwise(
 ) -> None:
     moved = cut_at(uninterrupted, 4, tmp_path / "moved")
     sections = {**PLAIN, "model": {"quantization": "nf4"}}
-    said = train("python", configure(tmp_path / "run.json", base, moved, **sections))
+    said = train(configure(tmp_path / "run.json", base, moved, **sections))
     assert "(step 4, " in said
     # 4 bits move the losses, but not to where an adapter without these four steps would be.
     assert training_losses(moved) == pytest.approx(training_losses(uninterrupted), rel=0.02)
@@ -204,20 +216,20 @@ def test_the_adapter_of_a_checkpoint_is_plain_peft(base: Path, uninterrupted: Pa
 
 
 @pytest.mark.parametrize(
-    ("engine", "zero"),
-    [("python", None), ("torchrun", "zero2"), ("torchrun", "zero3")],
+    ("ranks", "zero"),
+    [(1, None), (2, "zero2"), (2, "zero3")],
     ids=["one process", "ZeRO-2, in parts", "ZeRO-3, in parts"],
 )
 def test_full_fine_tuning_goes_on_bit_for_bit(
-    engine: str, zero: str | None, base: Path, tmp_path: Path
+    ranks: int, zero: str | None, base: Path, tmp_path: Path
 ) -> None:
     sections = with_zero({**PLAIN, "checkpoint": {"every_steps": 2, "keep_last": 9}}, zero)
     sections = {**sections, "lora": {"dropout": 0, "enabled": False}}
     sections["training"] = {**sections["training"], "learning_rate": 1e-3}
     out = tmp_path / "out"
-    train(engine, full(configure(tmp_path / "1.json", base, out, **sections)))
+    train(full(configure(tmp_path / "1.json", base, out, **sections)), ranks)
     resumed = cut_at(out, 2, tmp_path / "resumed")
-    train(engine, full(configure(tmp_path / "2.json", base, resumed, **sections)))
+    train(full(configure(tmp_path / "2.json", base, resumed, **sections)), ranks)
     assert logged(resumed) == logged(out)
     one, other = (load_file(path / "model" / "model.safetensors") for path in (out, resumed))
     assert one.keys() == other.keys()
@@ -236,12 +248,10 @@ def test_parts_of_two_ranks_are_refused_elsewhere_and_kept(base: Path, tmp_path:
     sections = with_zero(PLAIN, "zero2")
     sections["training"] = {**sections["training"], "max_steps": 2, "learning_rate": 1e-3}
     out = tmp_path / "out"
-    train("torchrun", full(configure(tmp_path / "1.json", base, out, **sections)))
+    train(full(configure(tmp_path / "1.json", base, out, **sections)), ranks=2)
     before = sorted(path.name for path in (out / "checkpoints").iterdir())
     shutil.rmtree(out / "model")
-    refused = run(
-        *ENGINES["python"], "--config", full(configure(tmp_path / "2.json", base, out, **sections))
-    )
+    refused = train_warm(full(configure(tmp_path / "2.json", base, out, **sections)))
     assert refused.returncode == 2, refused.stderr
     assert "2 ranks of zero2, and this is 1 of zero2" in refused.stderr
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == before

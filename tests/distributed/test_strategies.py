@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.commands import read_json, run, training_losses, write_config
+from tests.commands import read_json, training_losses, write_config
 from tests.deepspeed_files import write_deepspeed_config
 from tests.tiny import make_model_folder
+from tests.warm_ranks import train_warm
 
 pytestmark = [
     pytest.mark.distributed,
     pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed runs on Linux"),
 ]
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 RUNS: dict[str, dict[str, Any]] = {
     "qlora": {"model": {"quantization": "nf4"}},
     "full": {"lora": {"enabled": False}, "training": {"learning_rate": 1e-3}},
@@ -53,7 +53,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def one_process(kind: str, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(kind)
-    finished = run("-m", "trainer", "--config", configure(folder, base, kind, None))
+    finished = train_warm(configure(folder, base, kind, None))
     assert finished.returncode == 0, finished.stderr
     return folder / "out"
 
@@ -64,7 +64,7 @@ def test_zero_3_trains_as_one_process_does(
 ) -> None:
     deepspeed_config = write_deepspeed_config(tmp_path / "ds.json", zero)
     config = configure(tmp_path, base, kind, deepspeed_config)
-    finished = run(*TORCHRUN, "-m", "trainer", "--config", config)
+    finished = train_warm(config, ranks=2)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert training_losses(tmp_path / "out") == pytest.approx(
         training_losses(one_process), rel=1e-4

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.commands import EXAMPLE_DATA, rankzero, read_json, read_metrics, write_config
 from tests.tiny import make_model_folder, make_tokenizer
+from tests.warm_ranks import train_warm
 
 pytestmark = pytest.mark.e2e
 SHORT_ROWS = {"max_length": 128, "on_bad_row": "skip", "test_size": 0}
@@ -146,7 +147,7 @@ def test_a_batch_that_is_not_a_number_stops_the_run_and_names_its_rows(tmp_path:
         checkpoint={"every_steps": 1},
         evaluation={"every_steps": None},
     )
-    failed = rankzero("train", config)
+    failed = train_warm(config)
     assert failed.returncode == 4, failed.stderr
     assert "the loss of step 3 is not a finite number" in failed.stderr
     assert re.search(rf"on the training rows (\d+, )*17(, \d+)* of {data}", failed.stderr)
@@ -162,7 +163,7 @@ def test_a_rate_a_hundred_times_too_high_is_named(real_model: Path, tmp_path: Pa
         training={"learning_rate": 2e-2, "max_steps": 8, "warmup_steps": 0, "global_batch_size": 2},
         evaluation={"every_steps": None},
     )
-    trained = rankzero("train", config)
+    trained = train_warm(config)
     assert trained.returncode in (0, 4), trained.stderr
     found = advice(tmp_path / "out")
     assert "at a peak learning rate of 0.02" in found["rising loss"]["seen"]
@@ -174,7 +175,7 @@ def test_a_data_set_of_one_text_is_named(base: Path, tmp_path: Path) -> None:
     rows.write_text('{"instruction": "Say yes.", "response": "yes"}\n' * 80, encoding="utf-8")
     data = {"train": str(rows), "validation_size": 0.1, "test_size": 0}
     config = write_config(tmp_path / "run.json", base, tmp_path / "out", data=data)
-    trained = rankzero("train", config)
+    trained = train_warm(config)
     assert trained.returncode == 0, trained.stderr
     assert "71 of 72 training examples repeat" in advice(tmp_path / "out")["constant data"]["seen"]
 
@@ -191,7 +192,7 @@ def test_validation_from_another_domain_is_named(real_model: Path, tmp_path: Pat
         training={"max_steps": 10, "learning_rate": 1e-3, "global_batch_size": 2},
         evaluation={"every_steps": 5},
     )
-    trained = rankzero("train", config)
+    trained = train_warm(config)
     assert trained.returncode == 0, trained.stderr
     found = advice(tmp_path / "out")["validation from another domain"]
     assert "tokens training never has" in found["seen"]

@@ -1,6 +1,6 @@
 """A run asked to stop at random moments, whoever is asked: exit 75, saved, gone on with exactly.
 
-The short form asks five times. The long one (`make chaos`) mixes every engine, target, signal and
+The short form asks seven times. The long one (`make chaos`) mixes every engine, target, signal and
 moment, of which there are 66:
 
     RANKZERO_STOPS=66 python -m pytest tests/e2e/test_preemption.py -s
@@ -65,7 +65,9 @@ class Stop:
 
 SHORT = (
     Stop("torchrun", "launcher", signal.SIGINT),
+    Stop("torchrun", "rank 0"),
     Stop("accelerate", "rank 1"),
+    Stop("deepspeed", "rank 0"),
     Stop("deepspeed", "everything"),
     Stop("torchrun", "all ranks", moment="starting"),
     Stop("deepspeed", "launcher", moment="hanging, writing"),

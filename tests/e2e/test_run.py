@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.commands import rankzero, read_json, read_metrics, run, training_losses, write_config
 from tests.tiny import make_model_folder
+from tests.warm_ranks import train_warm
 
 pytestmark = pytest.mark.e2e
 
@@ -160,7 +161,7 @@ def test_a_run_that_ends_in_nan_is_a_failure_not_a_best_model(base: Path, tmp_pa
         },
         evaluation={"every_steps": 1},
     )
-    failed = rankzero("train", config)
+    failed = train_warm(config)
     assert failed.returncode == 4, failed.stderr
     assert "validation loss is" in failed.stderr
     assert not (tmp_path / "out" / "summary.json").exists()
@@ -190,7 +191,7 @@ def test_a_failed_merge_keeps_the_result_of_training(base: Path, tmp_path: Path)
         data={"validation_size": 0, "test_size": 0},
         merge={"after_training": True},
     )
-    failed = rankzero("train", config)
+    failed = train_warm(config)
     assert failed.returncode == 3, failed.stderr
     assert "the merge after training failed" in failed.stderr
     assert read_json(tmp_path / "out" / "summary.json")["steps"] == 2
@@ -207,7 +208,7 @@ def test_what_a_run_requires_keeps_it_from_being_merged(base: Path, tmp_path: Pa
         training={"max_steps": 2},
         merge={"after_training": True, "require": required},
     )
-    refused = rankzero("train", config)
+    refused = train_warm(config)
     assert refused.returncode == 5, refused.stderr
     loss = read_json(run_folder / "summary.json")["after"]["validation"]
     assert f"eval_loss is {loss}, required < 1e-3: NOT met" in refused.stderr
@@ -240,7 +241,7 @@ def test_a_diverging_run_says_so(base: Path, tmp_path: Path) -> None:
         training={"learning_rate": 10, "warmup_steps": 0, "optimizer": "sgd", "weight_decay": 1e9},
         evaluation={"at_start": False},
     )
-    failed = rankzero("train", config)
+    failed = train_warm(config)
     assert failed.returncode == 4, failed.stderr
     assert "Traceback" not in failed.stderr
     status = read_json(tmp_path / "out" / "status.json")
@@ -259,7 +260,7 @@ def test_adapters_train_on_a_quantised_base(quantization: str, tmp_path: Path) -
         model={"quantization": quantization},
         merge={"after_training": True, "base_precision": "auto"},
     )
-    trained = rankzero("train", config)
+    trained = train_warm(config)
     assert trained.returncode == 0, trained.stderr
     merged = read_json(tmp_path / "out" / "merged" / "merge.json")
     assert merged["quantization"] == quantization
@@ -281,7 +282,7 @@ def test_full_fine_tuning_ends_in_a_plain_model(base: Path, tmp_path: Path) -> N
         training={"learning_rate": 1e-3, "gradient_checkpointing": True, "scheduler": "linear"},
         tracking={"to": []},
     )
-    trained = rankzero("train", config)
+    trained = train_warm(config)
     assert trained.returncode == 0, trained.stderr
     summary = read_json(tmp_path / "out" / "summary.json")
     assert summary["after"]["test"] < summary["before"]["test"]
@@ -291,12 +292,12 @@ def test_full_fine_tuning_ends_in_a_plain_model(base: Path, tmp_path: Path) -> N
 
 
 def test_the_same_config_gives_the_same_losses(base: Path, tmp_path: Path) -> None:
-    losses = []
-    for name in ("one", "two"):
-        config = write_config(
-            tmp_path / f"{name}.json", base, tmp_path / name, lora={"dropout": 0.2}
-        )
-        assert run("-m", "trainer", "--config", config).returncode == 0
-        losses.append(training_losses(tmp_path / name))
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == 6
+    one, other = (
+        write_config(tmp_path / f"{name}.json", base, tmp_path / name, lora={"dropout": 0.2})
+        for name in ("one", "other")
+    )
+    assert run("-m", "trainer", "--config", one).returncode == 0
+    assert train_warm(other).returncode == 0
+    losses = training_losses(tmp_path / "one")
+    assert losses == training_losses(tmp_path / "other")
+    assert len(losses) == 6

@@ -209,11 +209,20 @@ def test_a_killed_engine_ends_the_run(engine: str, start: Start) -> None:
     assert started.processes() == []
 
 
-def has_stopped_and_saved(started: Supervised, request: str) -> None:
-    """Check the end of a run that was asked to stop: at one step, on every rank, and saved."""
+# Other engines, signals and receivers: tests/e2e/test_preemption.py.
+@pytest.mark.parametrize(
+    ("engine", "number"), [("accelerate", signal.SIGTERM), ("deepspeed", signal.SIGHUP)]
+)
+def test_a_request_to_stop_reaches_every_rank(
+    engine: str, number: signal.Signals, start: Start
+) -> None:
+    started = start(engine)
+    started.until_training()
+    started.process.send_signal(number)
     code, errors = started.end()
     assert code == 75, errors
-    assert f"error: stopped by {request} after step " in errors
+    # A closed terminal (SIGHUP) is passed on as what ranks know.
+    assert "error: stopped by SIGTERM after step " in errors
     assert errors.endswith("  fix:  run it again\n")
     records = [started.record(rank) for rank in (0, 1)]
     assert [record["state"] for record in records] == ["interrupted"] * 2, records
@@ -223,38 +232,6 @@ def has_stopped_and_saved(started: Supervised, request: str) -> None:
     status = read_json(started.run / "status.json")
     assert (status["state"], status["exit_code"]) == ("interrupted", 75)
     assert started.processes() == []
-
-
-@pytest.mark.parametrize(
-    ("engine", "number"),
-    [
-        ("torchrun", signal.SIGTERM),
-        ("torchrun", signal.SIGINT),
-        ("accelerate", signal.SIGTERM),
-        ("deepspeed", signal.SIGTERM),
-        ("deepspeed", signal.SIGHUP),
-    ],
-)
-def test_a_request_to_stop_reaches_every_rank(
-    engine: str, number: signal.Signals, start: Start
-) -> None:
-    started = start(engine)
-    started.until_training()
-    started.process.send_signal(number)
-    # A closed terminal is passed on as what ranks know.
-    passed = signal.SIGTERM if number == signal.SIGHUP else number
-    has_stopped_and_saved(started, passed.name)
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("engine", ["torchrun", "accelerate", "deepspeed"])
-def test_a_request_to_one_rank_stops_and_saves_them_all(
-    engine: str, rank: int, start: Start
-) -> None:
-    started = start(engine)
-    started.until_training()
-    os.kill(started.record(rank)["pid"], signal.SIGTERM)
-    has_stopped_and_saved(started, "SIGTERM")
 
 
 @pytest.mark.parametrize("engine", ["torchrun", "deepspeed"])
