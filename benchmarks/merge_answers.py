@@ -28,11 +28,11 @@ quiet_libraries()
 import torch  # noqa: E402  (after the libraries are quiet)
 
 from trainer.config_schema import Precision  # noqa: E402
-from trainer.generation import Speaker, load_speaker  # noqa: E402
 from trainer.merge.job import MergeOptions  # noqa: E402
 from trainer.merge.merging import merge_adapter  # noqa: E402
 from trainer.precision import choose_device, probe_native_bf16  # noqa: E402
 from trainer.run_directory import RunDirectory  # noqa: E402
+from trainer.speaker import Speaker, load_speaker  # noqa: E402
 from trainer.trained_model import (  # noqa: E402
     TrainedModel,
     read_adapter_config,

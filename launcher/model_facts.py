@@ -24,6 +24,7 @@ from trainer.config import Config, to_json
 from trainer.config_paths import with_absolute_paths
 from trainer.errors import EnvironmentProblem, RankZeroError
 from trainer.model_facts import Casting, ModelFacts
+from trainer.model_source import check_model_folder
 
 # Raise when the same model would give other facts than before.
 _FACTS_VERSION = 2
@@ -45,6 +46,7 @@ def find_facts(config: Config, training: Training) -> ModelFacts:
 
     Raises: RankZeroError with the exit code of the process that could not measure them.
     """
+    check_model_folder(config.model.name)  # the process below takes seconds to say the same
     path = cache_root(config.data.cache_dir) / "facts" / f"{_key(config, training)}.json"
     try:
         return ModelFacts.model_validate_json(path.read_bytes())

@@ -36,6 +36,7 @@ from trainer.deepspeed_config import (
     with_nvme,
 )
 from trainer.errors import ConfigError, EnvironmentProblem, RankZeroError
+from trainer.run_check import check_run
 from trainer.run_directory import RunDirectory
 from trainer.status import Ending, write_termination_log, write_verdict
 
@@ -100,6 +101,8 @@ def start_run(planned: PlannedRun, given: Path, start: Start) -> int:
         click.echo(f"its result: {run.adapter if run.adapter.exists() else run.model}", err=True)
         return 0
     _check_this_machine(planned)
+    if start.node_rank == 0:
+        check_run(planned.config, start.resume)
     with _nvme_folder(planned) as located:
         # Before anything is written: an engine that cannot start this plan says so now.
         make_engine_command(planned.plan.engine, _launch(located, start, run.path, run.path))
@@ -159,6 +162,8 @@ def _train(planned: PlannedRun, start: Start, resolved: Path, attempt: Attempt) 
     if start.node_rank:
         log = attempt.log(start.node_rank * planned.plan.processes_per_node)
         click.echo(f"node 0 shows the progress; the log of this node: {log}", err=True)
+    else:  # some seconds pass before it can say anything itself
+        click.echo("starting the trainer", err=True)
     launch = _launch(planned, start, resolved, attempt.folder)
     command = make_engine_command(planned.plan.engine, launch)
     _write_files(command)
@@ -241,7 +246,16 @@ def _launch(planned: PlannedRun, start: Start, resolved: Path, folder: Path) -> 
         device=plan.device,
         devices=visible_devices(os.environ) if plan.device == "cuda" else (),
         deepspeed_config=None if own is None else find_deepspeed_config(own),
+        threads=threads_of(planned, os.environ),
     )
+
+
+def threads_of(planned: PlannedRun, environment: Mapping[str, str]) -> int | None:
+    """Return a process's share of the cores; none where it is alone, or a user chose. PURE."""
+    processes = planned.plan.processes_per_node
+    if processes == 1 or "OMP_NUM_THREADS" in environment:
+        return None
+    return max(1, int(planned.profile.host.cpu_cores) // processes)
 
 
 def visible_devices(environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, StrictStr
+from pydantic import BeforeValidator, Field, StrictStr
 
-from trainer.config_types import PositiveFloat, PositiveInt, Section
+from trainer.config_types import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
 RowShape = Literal["auto", "instruction", "prompt_completion", "messages", "text"]
 # A fraction of the rows (0.1) or a number of rows (80).
-RowShare = Annotated[StrictFloat | StrictInt, Field(ge=0)]
+RowShare = NonNegativeFloat | NonNegativeInt
 
 
 class ColumnNames(Section):

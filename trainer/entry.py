@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -61,6 +63,25 @@ def quiet_libraries() -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Let Ctrl-C end this process on the spot: for imports, when there is nothing to put in order.
+
+    As an exception it gets lost in a callback of the import system, so that the command goes on,
+    or meets C++ code of torch, which aborts.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours = signal.getsignal(signal.SIGINT)
+    if ours != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, ours)
+
+
 def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
     """Run `main` with the command's arguments (`sys.argv[1:]`) and return the exit code.
 
@@ -72,6 +93,8 @@ def run_entry(main: Callable[[list[str]], None], argv: list[str] | None = None) 
         receive_requests()
     try:
         with telling_requests():
+            if sys.platform != "win32":  # the launcher starts us deaf to Ctrl-C, up to here
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             main(sys.argv[1:] if argv is None else argv)
     except RankZeroError as error:
         click.echo(f"error: {error}", err=True)

@@ -6,15 +6,17 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trainer.config import TrackingConfig, load_config
-from trainer.data.store import SPLITS, SplitName
-from trainer.entry import run_entry
+from trainer.entry import ending_at_once, run_entry
 from trainer.errors import ConfigError
 from trainer.run_directory import RunDirectory
+
+if TYPE_CHECKING:  # imported, it brings transformers before Ctrl-C can be answered
+    from trainer.data.store import SplitName
 
 
 def evaluate_run(run: Path, split: SplitName) -> dict[str, Any]:
@@ -22,10 +24,11 @@ def evaluate_run(run: Path, split: SplitName) -> dict[str, Any]:
 
     Raises: ConfigError when RUN is not a finished run; DataError when it has no such split.
     """
-    from trainer.main import Session
-    from trainer.prepared_data import prepared_by_run, required_split
-    from trainer.weights import load_weights
-    from trainer.world import World
+    with ending_at_once():
+        from trainer.main import Session
+        from trainer.prepared_data import prepared_by_run, required_split
+        from trainer.weights import load_weights
+        from trainer.world import World
 
     directory = RunDirectory(run)
     weights = next((path for path in (directory.adapter, directory.model) if path.is_dir()), None)
@@ -58,7 +61,9 @@ def evaluate_run(run: Path, split: SplitName) -> dict[str, Any]:
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--split", type=click.Choice(SPLITS), default="test", show_default=True)
+@click.option(
+    "--split", type=click.Choice(("train", "validation", "test")), default="test", show_default=True
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def main(run: Path, split: SplitName, as_json: bool) -> None:
     """Print the loss of RUN's final weights on one of its splits."""

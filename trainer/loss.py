@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 
 from trainer.data.collate import MicroBatch
 from trainer.kernels.compiling import kernel
-from trainer.kernels.packed_attention import PACKED, boundaries_mask
+from trainer.kernels.packed_attention import PACKED, boundaries_mask, longest_segment
 
 LossWay = Literal["chunked", "selected", "full"]
 """How logits are made: of a few labelled positions at a time, of all labelled, of all positions."""
@@ -83,7 +83,7 @@ def _boundaries(micro_batch: MicroBatch, plan: LossPlan) -> dict[str, Any]:
     if plan.passes_boundaries:
         return {"attention_mask": boundaries_mask(micro_batch.cu_seqlens, device)}
     if plan.passes_cu_seqlens:
-        longest = int(micro_batch.cu_seqlens.diff().max())
+        longest = longest_segment(micro_batch.cu_seqlens)
         moved = micro_batch.cu_seqlens.to(device, non_blocking=True)
         return {
             "cu_seq_lens_q": moved,

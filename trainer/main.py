@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from rich.console import Console
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from trainer import interruption
@@ -35,7 +35,7 @@ from trainer.host_group import AgreedStop
 from trainer.loss import LossPlan
 from trainer.memory_report import memory_line
 from trainer.merge_after_training import merge_after_training
-from trainer.model import build_model, parameter_line
+from trainer.model import BuiltModel, build_model, parameter_line
 from trainer.model_limits import check_model_fits
 from trainer.packing_proof import packing_is_exact
 from trainer.precision import choose_device, choose_precision, probe_native_bf16
@@ -45,6 +45,7 @@ from trainer.publication import check_publication, publish_run
 from trainer.report.page import write_report
 from trainer.results import RunResults
 from trainer.resumable import GO_ON
+from trainer.run_check import check_run
 from trainer.run_directory import RunDirectory, write_json
 from trainer.run_identity import describe_run
 from trainer.schedule import BatchPlan, make_batch_plan
@@ -73,10 +74,12 @@ def run(config_path: Path, resume: str = AUTO) -> None:
     session = Session(config, world, directory, resume)
     try:
         if world.is_rank_zero:
+            check_run(config, resume)
             check_publication(config)
         session.run()
         # The session is gone, and with it the memory of training.
         if world.is_rank_zero and config.merge.after_training and config.lora.enabled:
+            session.console.print("merging the adapter into its base model")
             merge_after_training(directory)
         if world.is_rank_zero and config.hub.repository is not None:
             session.console.print(f"published: {publish_run(directory, config)}")
@@ -109,6 +112,7 @@ class Session:
         """The run directory says what is trained now."""
         self.baseline: BaselineCallback | None = None
         self.best: BestModelCallback | None = None
+        self.progress: ProgressCallback | None = None
         self.trackers: TrackersCallback | None = None
 
     def run(self) -> None:
@@ -129,7 +133,11 @@ class Session:
         trainer.begin(start, Checkpointer(trainer, self.directory, contract, self.console))
         for callback in self.callbacks(trainer, trainer.plan):
             trainer.add_callback(callback)
-        metrics = trainer.train_or_save()
+        try:
+            metrics = trainer.train_or_save()
+        finally:
+            if self.progress is not None:
+                self.progress.close()
         try:
             results = self.finish(trainer, metrics)
         except AgreedStop as stop:
@@ -160,6 +168,8 @@ class Session:
         """Everything that must exist before the first step; joins the process group."""
         config = self.config
         device_type = choose_device().type
+        if config.training.deepspeed_config is not None:
+            self.console.print("starting DeepSpeed; the first time it may compile for 1-2 minutes")
         engine = deepspeed_arguments(
             config.training, self.world, device_type, quantization=config.model.quantization
         )
@@ -178,6 +188,7 @@ class Session:
             | engine
         )
         set_seed(config.seed)
+        self.console.print("loading the model")
         built = build_model(config, device=arguments.device, precision=precision.precision)
         tokenizer = load_training_tokenizer(config)
         limits = check_model_fits(
@@ -187,7 +198,7 @@ class Session:
         )
         tokens = tokens_of_run(plan, required_split(data, "train"), self.world.world_size)
         fast = make_fast(built.model, config.training, device_type, tokens)
-        plan = dataclasses.replace(plan, can_pack=self.prove_packing(built.model, fast.loss))
+        plan = dataclasses.replace(plan, can_pack=self.prove_packing(built, fast.loss))
         for line in (
             f"precision: {precision.precision} ({precision.reason})",
             *tokenizer.notes,
@@ -210,15 +221,17 @@ class Session:
             processing_class=tokenizer.tokenizer,
         )
 
-    def prove_packing(self, model: PreTrainedModel | PeftModel, loss_plan: LossPlan) -> bool:
+    def prove_packing(self, built: BuiltModel, loss_plan: LossPlan) -> bool:
         """Whether several examples may share a row: measured on this model, before it trains."""
         if is_deepspeed_zero3_enabled():
             # A forward pass needs the engine, the engine needs the plan, and the plan this.
             self.console.print("packing: on (under ZeRO-3 the start-up proof is left out)")
             return True
-        vocabulary_size = model.get_input_embeddings().num_embeddings
         proof = packing_is_exact(
-            model, vocabulary_size, passes_boundaries=loss_plan.passes_boundaries
+            built.model,
+            built.model.get_input_embeddings().num_embeddings,
+            precision=built.precision,
+            passes_boundaries=loss_plan.passes_boundaries,
         )
         self.console.print(f"packing: {'on' if proof.exact else 'off'} ({proof.reason})")
         return proof.exact
@@ -235,7 +248,8 @@ class Session:
             assert self.trackers is not None
             callbacks.append(self.trackers)
             callbacks.append(MetricsCallback(self.directory.metrics))
-            callbacks.append(ProgressCallback(self.console, plan.num_steps))
+            self.progress = ProgressCallback(self.console, plan.num_steps)
+            callbacks.append(self.progress)
             callbacks.append(DiagnosticsCallback(trainer, self.directory, self.console))
         if has_validation:
             self.best = BestModelCallback()
@@ -291,6 +305,8 @@ class Session:
             self.console.print(f"no report: {problem}", markup=False)
         else:
             self.console.print(f"report: {page}")
+        if self.console.is_terminal:  # for a person; in a cluster other commands follow
+            self.console.print(f"next: rankzero generate {shlex.quote(str(self.directory.path))}")
         if self.trackers is not None:
             self.trackers.finish()
 

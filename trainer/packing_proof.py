@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.kernels.packed_attention import boundaries_mask
+from trainer.precision import DTYPES, ComputePrecision, autocast
 
 _SEGMENT_TOKENS = (11, 7)  # unequal, and not multiples of a kernel's block
 _ROUNDING_STEPS = 16  # of the logits' own number format: what another kernel may differ by
@@ -40,15 +41,21 @@ class PackingProof:
 
 @torch.no_grad()
 def packing_is_exact(
-    model: nn.Module, vocabulary_size: int, *, passes_boundaries: bool = False, seed: int = 0
+    model: nn.Module,
+    vocabulary_size: int,
+    *,
+    precision: ComputePrecision = "fp32",
+    passes_boundaries: bool = False,
+    seed: int = 0,
 ) -> PackingProof:
     """Compare two segments in one row (position ids restarting) with each on its own.
 
     Three signs are needed because the arithmetic may be 16-bit or 8-bit: the second segment must
     not react to the first, and its logits must equal those computed alone, up to rounding or a
     small part of what mixing would do. Five forward passes of at most 18 tokens, in evaluation
-    mode; the training mode of every module is restored. `passes_boundaries`: packed rows come as
-    in training, with their boundaries in place of a mask; single ones never do.
+    mode; the training mode of every module is restored. `precision`: what training computes in.
+    `passes_boundaries`: packed rows come as in training, with their boundaries in place of a mask;
+    single ones never do.
     Ranks: every rank under ZeRO-3 (each forward gathers the weights), else any.
     """
     first_tokens, second_tokens = _SEGMENT_TOKENS
@@ -60,23 +67,24 @@ def packing_is_exact(
     first, other, second = segment(first_tokens), segment(first_tokens), segment(second_tokens)
     restarting = torch.cat([torch.arange(first_tokens), torch.arange(second_tokens)])[None]
     joint = torch.arange(first_tokens + second_tokens)[None]
+    boundaries = None
+    if passes_boundaries:
+        boundaries = torch.tensor([0, first_tokens, first_tokens + second_tokens]).int()
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        alone = torch.cat([_logits(model, first), _logits(model, second)])
-        boundaries = None
-        if passes_boundaries:
-            boundaries = torch.tensor([0, first_tokens, first_tokens + second_tokens]).int()
-        packed = _logits(model, torch.cat([first, second], dim=1), restarting, boundaries)
-        disturbed = _logits(model, torch.cat([other, second], dim=1), restarting, boundaries)
-        mixed = _logits(model, torch.cat([first, second], dim=1), joint)
+        with autocast(next(model.parameters()).device.type, precision):
+            alone = torch.cat([_logits(model, first), _logits(model, second)])
+            packed = _logits(model, torch.cat([first, second], dim=1), restarting, boundaries)
+            disturbed = _logits(model, torch.cat([other, second], dim=1), restarting, boundaries)
+            mixed = _logits(model, torch.cat([first, second], dim=1), joint)
     finally:
         for module, was_training in modes:
             module.training = was_training
     difference = _largest(packed - alone)
     leak = _largest((packed - disturbed)[first_tokens:])
     mixing = _largest((mixed - alone)[first_tokens:])
-    rounding = _ROUNDING_STEPS * _rounding_unit(model) * _largest(alone)
+    rounding = _ROUNDING_STEPS * _rounding_unit(model, precision) * _largest(alone)
     allowed = _SHARE_OF_MIXING * mixing
     exact = leak <= allowed and difference <= max(allowed, rounding)
     return PackingProof(exact, difference, leak, mixing)
@@ -103,7 +111,7 @@ def _largest(values: Tensor) -> float:
     return float(values.abs().nan_to_num(nan=float("inf")).max())
 
 
-def _rounding_unit(model: nn.Module) -> float:
-    """Machine epsilon of the coarsest floating-point parameters, which the activations follow."""
+def _rounding_unit(model: nn.Module, precision: ComputePrecision) -> float:
+    """Machine epsilon of the coarsest number format the activations go through."""
     kinds = {p.dtype for p in model.parameters() if p.dtype.is_floating_point}
-    return max((torch.finfo(kind).eps for kind in kinds), default=2.0**-10)
+    return max(torch.finfo(kind).eps for kind in {*kinds, DTYPES[precision]})

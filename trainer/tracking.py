@@ -7,7 +7,6 @@ WANDB_MODE=offline, TRACKIO_SPACE_ID).
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from typing import Any
@@ -16,24 +15,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations.integration_utils import rewrite_logs
 
 from trainer.config import Config, TrackingConfig
-from trainer.errors import EnvironmentProblem
 from trainer.report.page import PICTURE
+from trainer.run_check import check_trackers
 from trainer.run_directory import RunDirectory, read_lines, write_json
 from trainer.trackers import TRACKERS, RunToTrack, Tracker
 
 
 def tracker_environment(config: TrackingConfig, directory: RunDirectory) -> None:
-    """Set the variables that trackers read; a user's own value stays.
-
-    Raises: EnvironmentProblem when a tracker is not installed.
-    """
-    missing = [name for name in config.to if importlib.util.find_spec(name) is None]
-    if missing:
-        raise EnvironmentProblem(
-            f"tracking.to: {', '.join(missing)} is not installed",
-            rule="every tracker named in tracking.to must be importable",
-            fix=f"pip install {' '.join(missing)}, or take it out of tracking.to",
-        )
+    """Set the variables that trackers read; a user's own value stays."""
     variables = {
         "TENSORBOARD_LOGGING_DIR": str(directory.tensorboard),
         "WANDB_PROJECT": config.project,
@@ -56,6 +45,7 @@ class TrackersCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, config: Config, directory: RunDirectory, first_step: int) -> None:
         """Open the trackers; raises EnvironmentProblem when one is missing or refuses."""
+        check_trackers(config.tracking)
         tracker_environment(config.tracking, directory)
         self.samples, self.curves = directory.samples, directory.path / PICTURE
         identities = directory.path / "trackers.json"

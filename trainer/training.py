@@ -78,7 +78,8 @@ class RankZeroTrainer(ResumableTrainer):
         return self._loader(self._train_dataset(), first=self.start.step)
 
     def _run_epoch(self, *arguments: Any, **named: Any) -> None:
-        try_longest(self, self._train_dataset())
+        if not self.control.should_training_stop:  # as early stopping of an earlier attempt does
+            try_longest(self, self._train_dataset())
         super()._run_epoch(*arguments, **named)
 
     def _train_dataset(self) -> StepDataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,10 +103,9 @@ def test_two_ranks_follow_one(way: str, base: Path, one_process: Path, tmp_path:
         },
         merge={"after_training": merges},
     )
-    started = [
-        start(command)
-        for command in commands(engine, nodes, resolved=config, deepspeed_config=deepspeed_config)
-    ]
+    settings = {"resolved": config, "deepspeed_config": deepspeed_config}
+    to_start = commands(engine, nodes, **settings)
+    started = [start(command) for command in to_start]
     printed = [process.communicate(timeout=600)[0] for process in started]
     assert [process.returncode for process in started] == [0] * nodes, printed[0][-3000:]
     assert "2 process(es)" in printed[0]
@@ -115,3 +115,7 @@ def test_two_ranks_follow_one(way: str, base: Path, one_process: Path, tmp_path:
     # After ZeRO-3, DeepSpeed's hooks must not reach the merge's model loading.
     assert (folder / "out" / "merged" / "model.safetensors").is_file() == merges
     assert got["tokens"] == expected["tokens"]  # the same examples, none seen twice
+    # DeepSpeed gives 66 MiB of shared memory to each rank, and forgets them.
+    ports = re.findall(r"--master_port=(\d+)", " ".join(map(shell_line, to_start)))
+    assert (len(ports) == nodes) == (engine == "deepspeed")
+    assert [left for port in ports for left in Path("/dev/shm").glob(f"deepspeed*_{port}_*")] == []

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+from jsonschema_specifications import REGISTRY
 
 from launcher.starter import load_starter
 from trainer.config import Config, json_schema, load_config, to_json
@@ -595,6 +598,37 @@ def test_the_schema_describes_every_setting() -> None:
         if not field.get("description") and "$ref" not in field
     ]
     assert bare == []
+
+
+def test_the_schema_is_json_schema_with_known_keywords_alone() -> None:
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    known = {
+        keyword
+        for uri in REGISTRY
+        if "/draft/2020-12/" in uri
+        for keyword in REGISTRY[uri].contents.get("properties", {})
+    }
+    assert set(_keywords(schema)) - known == set()  # an unknown keyword is ignored, not refused
+    validator = jsonschema.Draft202012Validator(schema)
+    shares = {size: {"model": {"name": "m"}, "data": {"train": "t", "test_size": size}}
+              for size in (-1, -0.5, 0, 0.1, 80)}  # fmt: skip
+    assert [size for size in shares if not validator.is_valid(shares[size])] == [-1, -0.5]
+
+
+def _keywords(schema: Any) -> Iterator[str]:
+    """Every keyword of a schema and of those inside it; names of settings and values are none."""
+    if isinstance(schema, list):
+        for part in schema:
+            yield from _keywords(part)
+    if not isinstance(schema, dict):
+        return
+    for keyword, value in schema.items():
+        yield keyword
+        if keyword in ("$defs", "properties"):
+            yield from _keywords(list(value.values()))
+        elif keyword not in ("const", "default", "enum", "examples"):
+            yield from _keywords(value)
 
 
 def test_the_starter_loads_and_its_comments_are_true(tmp_path: Path) -> None:

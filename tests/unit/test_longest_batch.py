@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from tests.one_step import make_trainer
 from tests.tiny import make_model_folder
@@ -62,4 +68,22 @@ def test_memory_that_runs_out_does_so_before_the_first_step(
     monkeypatch.setattr("trainer.longest_batch.summed_loss", too_large)
     with pytest.raises(torch.OutOfMemoryError):
         trainer.train()
+    assert trainer.state.global_step == 0
+
+
+class _Stopped(TrainerCallback):
+    """As a run that an earlier attempt has stopped early."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        control.should_training_stop = True
+
+
+def test_nothing_is_tried_where_no_step_follows(
+    trainer: RankZeroTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.longest_batch.summed_loss", lambda *_: pytest.fail("tried"))
+    trainer.add_callback(_Stopped())
+    trainer.train()
     assert trainer.state.global_step == 0

@@ -406,6 +406,17 @@ def test_unknown_hub_model_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) 
     assert wrong.value.what.endswith("could not be loaded: Can't load tokenizer for 'x'")
 
 
+@pytest.mark.parametrize("lora", [{"modules_to_save": ["lm_head"]}, {"enabled": False}])
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_packing_proof_of_weights_of_two_types(
+    lora: dict[str, Any], is_tied: bool, tmp_path: Path
+) -> None:
+    """Trained weights are float32 over a base of 16 bits: mixed precision, as training has it."""
+    folder = make_model_folder(tmp_path / "model", tie_word_embeddings=is_tied)
+    built = build(folder, "bf16", lora=lora)
+    assert packing_is_exact(built.model, 512, precision="bf16").exact
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral", "phi3"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_packing_proof(architecture: str, precision: str, folders: dict[str, Path]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from trainer.checkpoints.commit import begin, commit
-from trainer.checkpoints.resume import AUTO, NEVER, bring_in, find_start
+from trainer.checkpoints.resume import AUTO, NEVER, bring_in, check_named, find_start
 from trainer.checkpoints.state import RunState, write_state
 from trainer.errors import ConfigError, EnvironmentProblem
 from trainer.requirements import measured_figures
@@ -100,8 +100,10 @@ def test_never_begins_at_the_beginning(tmp_path: Path) -> None:
 def test_another_run_is_refused_also_before_its_first_checkpoint(tmp_path: Path) -> None:
     for steps in ((10,), ()):
         run = make_run(tmp_path / f"run{len(steps)}", steps)
-        with pytest.raises(ConfigError, match="seed: 1 then, 2 now"):
+        with pytest.raises(ConfigError, match="seed: 1 then, 2 now") as refused:
             start_of(run, settings={"seed": 2})
+        # Only a directory in which nothing was trained may be begun in anew.
+        assert ("--resume never" in refused.value.fix) == (not steps)
 
 
 def test_a_best_checkpoint_that_is_gone_is_sought_anew(tmp_path: Path) -> None:
@@ -125,6 +127,15 @@ def test_a_named_checkpoint_or_run_is_brought_in_with_its_best(tmp_path: Path) -
         weights = new.checkpoints / "step-000010" / "adapter_model.safetensors"
         assert weights.read_bytes() == bytes([10]) * 100
         assert start_of(new).step == 20  # it is a run of its own now
+
+
+def test_a_named_checkpoint_is_missed_before_anything_is_read(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", (10,))
+    for resume in (AUTO, NEVER, str(run.path), str(run.checkpoints / "step-000010")):
+        check_named(resume)
+    for named in (tmp_path / "absent", tmp_path, run.checkpoints):
+        with pytest.raises(ConfigError, match="there is no checkpoint"):
+            check_named(str(named))
 
 
 def test_a_named_checkpoint_must_be_one_and_whole(tmp_path: Path) -> None:

@@ -405,8 +405,9 @@ def test_a_users_function_is_the_checker() -> None:
     ],
 )
 def test_what_is_no_checker_is_refused(name: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=said) as refused:
         load_checker(name, None)
+    assert refused.value.fix
 
 
 @pytest.mark.usefixtures("_own_checkers")
@@ -416,8 +417,9 @@ def test_what_is_no_checker_is_refused(name: str, said: str) -> None:
 )
 def test_a_users_checker_must_return_a_verdict(name: str, said: str) -> None:
     own = load_checker(f"own_checkers.{name}", None)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=said) as refused:
         own.check("Hello", "hello")
+    assert refused.value.fix
 
 
 def test_rules_that_nobody_would_read_are_refused(tmp_path: Path) -> None:
@@ -462,15 +464,20 @@ def test_prompts_that_cannot_be_read_are_refused(
     tmp_path: Path, name: str, text: str, said: str
 ) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=said) as refused:
         load_prompts(tmp_path / name)
+    assert refused.value.fix
 
 
 def test_missing_prompts_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="medcial: not a set of prompts"):
+    with pytest.raises(
+        ConfigError, match=r"medcial: not a set.* did you mean `medical`"
+    ) as refused:
         load_prompts("medcial")
-    with pytest.raises(ConfigError, match="No such file"):
+    assert refused.value.fix
+    with pytest.raises(ConfigError, match="No such file") as refused:
         load_prompts(tmp_path / "own.txt")
+    assert refused.value.fix
 
 
 def test_the_checker_and_the_quality_load_no_torch() -> None:

@@ -15,6 +15,7 @@ from transformers import TrainerControl, TrainerState
 from trainer import trackers
 from trainer.config import Config, TrackingConfig
 from trainer.errors import EnvironmentProblem
+from trainer.run_check import check_trackers
 from trainer.run_directory import RunDirectory
 from trainer.trackers import RunToTrack
 from trainer.tracking import TrackersCallback, tracker_environment
@@ -131,12 +132,10 @@ def test_a_variable_the_user_set_stays(tmp_path: Path, monkeypatch: pytest.Monke
     assert os.environ["WANDB_ERROR_REPORTING"] == "false"
 
 
-def test_a_tracker_that_is_not_installed_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EnvironmentProblem, match=r"trackio is not installed(.|\n)*pip install"):
-        tracker_environment(TrackingConfig(to=("trackio",)), RunDirectory(tmp_path))
+        check_trackers(TrackingConfig(to=("trackio",)))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb not installed")

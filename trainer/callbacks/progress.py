@@ -10,6 +10,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from trainer.callbacks.stateful import StatefulCallback
 
+_INDENT = len("step     1/40  ")
+"""Where the figures of a line begin, and those that follow on a second line."""
+
 
 class ProgressCallback(StatefulCallback):
     """Loss, its running mean, rate, tokens/s, memory, time left. Ranks: add it on rank 0 only."""
@@ -54,7 +57,9 @@ class ProgressCallback(StatefulCallback):
             self.last_logged = state.global_step
             mean = self.loss_sum / state.global_step
             self.progress.update(self.task, note=f"loss {logs['loss']:.3f} mean {mean:.3f}")
-            self.console.print(training_line(state.global_step, self.num_steps, logs, mean))
+            line = training_line(state.global_step, self.num_steps, logs, mean)
+            width = self.console.width if self.console.is_terminal else len(line)
+            self.console.print(between_figures(line, width))
         for prefix, split in (("eval", "validation"), ("test", "test")):
             if f"{prefix}_loss" in logs:
                 loss = logs[f"{prefix}_loss"]
@@ -70,6 +75,10 @@ class ProgressCallback(StatefulCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away, also after an error: its message begins on a line of its own."""
         self.progress.stop()
 
 
@@ -82,6 +91,14 @@ def training_line(step: int, num_steps: int, logs: dict[str, float], mean_loss: 
         f"grad {logs.get('grad_norm', float('nan')):.2f}  "
         f"{logs['tokens_per_second']:,.0f} tokens/s  {_arithmetic(logs)}  {memory:.1f} GiB"
     )
+
+
+def between_figures(line: str, width: int) -> str:
+    """Break a training line where a terminal is too narrow for it. PURE."""
+    if len(line) <= width:
+        return line
+    end = line.rfind("  ", 0, width + 1)
+    return line if end <= _INDENT else f"{line[:end]}\n{' ' * _INDENT}{line[end + 2 :]}"
 
 
 def _arithmetic(logs: dict[str, float]) -> str:

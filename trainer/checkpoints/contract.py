@@ -133,9 +133,14 @@ def version_notes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def check_contract(
-    then: Mapping[str, Any], now: Mapping[str, Any], where: Path, *, allow_changes: bool
+    then: Mapping[str, Any],
+    now: Mapping[str, Any],
+    where: Path,
+    *,
+    allow_changes: bool,
+    is_trained: bool = True,
 ) -> list[str]:
-    """Compare, and return lines to print.
+    """Compare, and return lines to print. `is_trained`: there is something of that run to lose.
 
     Raises: ConfigError listing every difference, unless changes are allowed.
     """
@@ -153,7 +158,9 @@ def check_contract(
             f"this is not the run that {where} belongs to:\n{listed}",
             rule="a run goes on with the data, the base model and the settings it began with",
             fix="change them back, choose another output_dir, or accept the changes with "
-            "--set checkpoint.allow_changes=true",
+            "--set checkpoint.allow_changes=true"
+            if is_trained
+            else "nothing was trained there yet: begin it anew with --resume never",
         )
     accepted = [f"changed since it was saved: {text}" for text in changed]
     return accepted + [f"note: {text}" for text in version_notes(then, now)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer.checkpoints.commit import begin, commit, discard, explaining_writes
 from trainer.checkpoints.contract import check_contract, read_contract
-from trainer.checkpoints.folder import Checkpoint, checkpoint_name
+from trainer.checkpoints.folder import Checkpoint, checkpoint_name, list_checkpoints
 from trainer.checkpoints.manifest import FILE_NAME as MANIFEST
 from trainer.checkpoints.manifest import Search, find_problem, newest_valid
 from trainer.checkpoints.state import RunState, read_state
@@ -87,7 +87,13 @@ def find_start(
         notes.append(f"{run.path} has checkpoints of its own; --resume {resume} was for its start")
     begun = read_contract(folder if folder is not None else run.path)
     if begun is not None:
-        notes += check_contract(begun, contract, folder or run.path, allow_changes=allow_changes)
+        notes += check_contract(
+            begun,
+            contract,
+            folder or run.path,
+            allow_changes=allow_changes,
+            is_trained=folder is not None or run.metrics.exists(),
+        )
     if folder is None:
         _refuse_results(run)
         return Start(notes=tuple(notes))
@@ -96,6 +102,17 @@ def find_start(
     saved_by = f"saved by {state.world_size} x {state.engine}, {state.precision}"
     notes.append(f"going on from {folder} (step {state.step}, epoch {state.epoch:.2f}, {saved_by})")
     return Start(folder, state, tuple(notes))
+
+
+def check_named(resume: str) -> None:
+    """Look whether a checkpoint may be where `--resume PATH` points; find_start verifies it.
+
+    Raises: ConfigError.
+    """
+    if resume not in (AUTO, NEVER):
+        path = Path(resume).expanduser().resolve()
+        if not (path / MANIFEST).is_file() and not list_checkpoints(RunDirectory(path).checkpoints):
+            raise _no_checkpoint(path)
 
 
 def bring_in(start: Start, run: RunDirectory) -> Start:
@@ -153,11 +170,7 @@ def _named(path: Path) -> tuple[Path | None, list[str]]:
         if folder is not None:
             return folder, notes
     if not (path / MANIFEST).is_file():
-        raise ConfigError(
-            f"--resume {path}: there is no checkpoint",
-            rule="a run directory with checkpoints/, or one checkpoints/step-N of it",
-            fix="check the path; `rankzero checkpoints RUN` lists what a run has",
-        )
+        raise _no_checkpoint(path)
     problem = find_problem(path)
     if problem is not None:
         raise EnvironmentProblem(
@@ -166,6 +179,14 @@ def _named(path: Path) -> tuple[Path | None, list[str]]:
             fix="name another one; `rankzero checkpoints RUN --verify` checks them all",
         )
     return path, []
+
+
+def _no_checkpoint(path: Path) -> ConfigError:
+    return ConfigError(
+        f"--resume {path}: there is no checkpoint",
+        rule="a run directory with checkpoints/, or one checkpoints/step-N of it",
+        fix="check the path; `rankzero checkpoints RUN` lists what a run has",
+    )
 
 
 def _refuse_results(run: RunDirectory) -> None:

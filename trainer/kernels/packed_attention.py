@@ -25,6 +25,11 @@ PACKED = "packed"
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
+def longest_segment(cu_seqlens: Tensor) -> int:
+    """Return the tokens of the longest example of a row. `cu_seqlens`: on the host."""
+    return int(cu_seqlens.diff().max())
+
+
 def boundaries_mask(cu_seqlens: Tensor, device: torch.device) -> Tensor:
     """Wrap boundaries as the "mask" that `packed` attention reads.
 
@@ -33,9 +38,8 @@ def boundaries_mask(cu_seqlens: Tensor, device: torch.device) -> Tensor:
     """
     if device.type != "cuda":  # read on the host there
         return cu_seqlens.view(1, 1, 1, -1)
-    longest = int(cu_seqlens.diff().max())
     moved = cu_seqlens.to(device, non_blocking=True)
-    return moved.view(1, 1, 1, -1).expand(1, 1, longest, -1)
+    return moved.view(1, 1, 1, -1).expand(1, 1, longest_segment(cu_seqlens), -1)
 
 
 def why_not_packed(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from trainer.entry import run_entry
+from trainer.entry import ending_at_once, run_entry
 
 
 def main(argv: list[str]) -> None:
     """Run the command; what it imports takes seconds, and may be stopped as well."""
-    from trainer.merge.command import main as command
+    with ending_at_once():
+        from trainer.merge.command import main as command
 
     command(argv)
 

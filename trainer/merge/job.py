@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,19 +17,16 @@ from trainer.config_schema import BasePrecision
 from trainer.errors import ConfigError
 from trainer.merge.adapter import Adapter, open_adapter
 from trainer.merge.meta_model import compute_dtype
-from trainer.merge.naming import listed
 from trainer.merge.quantized import Quantization
 from trainer.merge.report import ORIGINAL
 from trainer.merge.weight_files import WeightFile, open_weights, written_type
 from trainer.model_card.base import LEGAL_FILES, published_name
 from trainer.model_source import RECORDED_BASE, check_model_folder, explaining_load
 from trainer.trained_model import run_trusts_code
+from trainer.weight_paths import INDEX, KINDS, weight_paths
 
-_INDEX = ".index.json"
 _ALL_BUT_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken")
 _CARRIED = ("config.json", "generation_config.json", "*processor_config.json", *LEGAL_FILES)
-# As transformers looks for them, the first found wins.
-_KINDS = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -160,17 +156,9 @@ def find_job(folders: Sequence[Path], options: MergeOptions) -> MergeJob:
     folder = _fetch(name, revision, field)
     with explaining_load(name, revision, field):
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trusted)
-    paths, index = _weight_paths(folder, name, field)
+    paths, index = weight_paths(folder, name, field)
     files = tuple(open_weights(path) for path in paths)
-    is_small = any(
-        t.dtype.itemsize == 1 and t.dtype.is_floating_point for f in files for t in f.tensors
-    )
-    if is_small or getattr(config, "quantization_config", None) is not None:
-        raise ConfigError(
-            f"{field}: the weights of {name} are stored quantised",
-            rule="an adapter is merged into 16 or 32-bit weights",
-            fix="give the unquantised model with --base",
-        )
+    _check_unquantised(files, config, name, field)
     digest = base_digest(str(folder)) or ""
     return MergeJob(
         name=name,
@@ -189,6 +177,20 @@ def find_job(folders: Sequence[Path], options: MergeOptions) -> MergeJob:
             *filter(None, (_note_order(adapter, digest) for adapter in adapters[1:])),
         ),
     )
+
+
+def _check_unquantised(
+    files: Sequence[WeightFile], config: PreTrainedConfig, name: str, field: str
+) -> None:
+    is_small = any(
+        t.dtype.itemsize == 1 and t.dtype.is_floating_point for f in files for t in f.tensors
+    )
+    if is_small or getattr(config, "quantization_config", None) is not None:
+        raise ConfigError(
+            f"{field}: the weights of {name} are stored quantised",
+            rule="an adapter is merged into 16 or 32-bit weights",
+            fix="give the unquantised model with --base",
+        )
 
 
 def _check_different(adapters: Sequence[Adapter]) -> None:
@@ -247,47 +249,11 @@ def _fetch(name: str, revision: str | None, field: str) -> Path:
     if local.is_dir():
         return local.resolve()
     folder = local
-    for kind in _KINDS:
+    for kind in KINDS:
         stem, _, suffix = kind.partition(".")
         patterns = [*_ALL_BUT_WEIGHTS, *LEGAL_FILES, "README.md", f"{stem}*.{suffix}"]
         with explaining_load(name, revision, field):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-        if any((folder / found).exists() for found in (kind, kind + _INDEX)):
+        if any((folder / found).exists() for found in (kind, kind + INDEX)):
             break
     return folder
-
-
-def _weight_paths(folder: Path, name: str, field: str) -> tuple[list[Path], Path | None]:
-    for kind in _KINDS:
-        if (folder / kind).is_file():
-            return [folder / kind], None
-        index = folder / (kind + _INDEX)
-        if index.is_file():
-            return _sharded(index), index
-    raise ConfigError(
-        f"{field}: {name} holds no weights",
-        rule="a base model has model.safetensors or pytorch_model.bin, or their shards and index",
-        fix="give the folder written by save_pretrained, or a Hub snapshot",
-    )
-
-
-def _sharded(index: Path) -> list[Path]:
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-        if not names:
-            raise ValueError("it names no file")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"{index} is damaged: {error}",
-            rule="an index says which file holds which weight",
-            fix="copy or download it again",
-        ) from error
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing:
-        raise ConfigError(
-            f"{index.parent} lacks {listed(missing)}",
-            rule=f"every file named in {index.name} is there",
-            fix="copy or download the model again",
-        )
-    return [index.parent / name for name in names]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from transformers import PreTrainedTokenizerBase
 
 from trainer.errors import ConfigError, Interrupted
 from trainer.merge.in_memory import merge_in_memory
@@ -94,24 +95,31 @@ def _merge(
         notes=notes,
     )
     with explaining_writes(place.path):
-        for file in job.carried_files():
-            # What save_pretrained wrote belongs to the weights beside it.
-            if not (partial.path / file.name).exists():
-                shutil.copyfile(file, partial.path / file.name)
-        if job.chosen_dtype is not None:
-            _write_dtype(partial.path / "config.json", job.type_name)
-        tokenizer.save_pretrained(partial.path)
-        write_model_card(
-            partial.path,
-            base=job.name,
-            base_folder=job.folder,
-            adapters=[adapter.folder for adapter in job.adapters],
-            report=dataclasses.asdict(report),
-        )
-        report = write_report(partial.path, report)
+        report = _write_beside_the_weights(partial.path, job, tokenizer, report)
         partial.seal()
         place.publish(partial.path)
     return report
+
+
+def _write_beside_the_weights(
+    folder: Path, job: MergeJob, tokenizer: PreTrainedTokenizerBase, report: MergeReport
+) -> MergeReport:
+    """Write the base's other files, the model card and merge.json; returns what that says."""
+    for file in job.carried_files():
+        # What save_pretrained wrote belongs to the weights beside it.
+        if not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
+    if job.chosen_dtype is not None:
+        _write_dtype(folder / "config.json", job.type_name)
+    tokenizer.save_pretrained(folder)
+    write_model_card(
+        folder,
+        base=job.name,
+        base_folder=job.folder,
+        adapters=[adapter.folder for adapter in job.adapters],
+        report=dataclasses.asdict(report),
+    )
+    return write_report(folder, report)
 
 
 def _with_requirements(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from trainer.config_problems import did_you_mean
 from trainer.errors import ConfigError
 from trainer.safety.prompts import load_prompts
 
@@ -84,18 +85,33 @@ class _UserChecker:
         verdict = self._check(prompt, answer)
         if not isinstance(verdict, Verdict):
             kind = type(verdict).__name__
-            raise ConfigError(f"{self.name} returned {kind} instead of a Verdict", rule=_RULE)
+            raise ConfigError(
+                f"{self.name} returned {kind} instead of a Verdict",
+                rule=_RULE,
+                fix="let it return trainer.safety.checker.Verdict(score, is_safe, violations)",
+            )
         if not 0 <= verdict.score <= 1:
             raise ConfigError(
-                f"{self.name} returned the score {verdict.score}", rule="a score is from 0 to 1"
+                f"{self.name} returned the score {verdict.score}",
+                rule="a score is from 0 to 1",
+                fix="let it return 1 for a spotless answer, 0 for the worst",
             )
         return verdict
 
 
+def check_name(name: str) -> None:
+    """Raises: ConfigError for what can name no checker."""
+    if name != BUILT_IN and not _DOTTED.fullmatch(name):
+        meant = did_you_mean(name, {BUILT_IN: BUILT_IN})
+        raise ConfigError(
+            f"there is no safety checker {name!r}{meant}",
+            rule=_RULE,
+            fix=f"set safety.checker to {BUILT_IN}, or to the full name of your own",
+        )
+
+
 def _import(name: str) -> Any:
-    if not _DOTTED.fullmatch(name):
-        meant = f"; did you mean `{BUILT_IN}`?" if name in BUILT_IN else ""
-        raise ConfigError(f"there is no safety checker {name!r}{meant}", rule=_RULE)
+    check_name(name)
     module_name, _, attribute = name.rpartition(".")
     try:
         return vars(importlib.import_module(module_name))[attribute]
@@ -106,7 +122,11 @@ def _import(name: str) -> Any:
             fix="check the name; the folder of the module must be on PYTHONPATH",
         ) from error
     except KeyError:
-        raise ConfigError(f"{module_name} has no {attribute!r}", rule=_RULE) from None
+        raise ConfigError(
+            f"{module_name} has no {attribute!r}",
+            rule=_RULE,
+            fix=f"correct safety.checker, or define {attribute} in {module_name}",
+        ) from None
 
 
 def _check_function(name: str, found: Any) -> Callable[[str, str], Any]:
@@ -114,17 +134,27 @@ def _check_function(name: str, found: Any) -> Callable[[str, str], Any]:
         try:
             inspect.signature(found).bind()
         except TypeError as error:
-            message = f"the safety checker {name} cannot be made without arguments: {error}"
-            raise ConfigError(message, rule=_RULE) from None
+            raise ConfigError(
+                f"the safety checker {name} cannot be made without arguments: {error}",
+                rule=_RULE,
+                fix="give its arguments defaults, or name an object that is made already",
+            ) from None
         found = found()
         check = found.check if isinstance(found, SafetyChecker) else None
     else:
         check = found.check if isinstance(found, SafetyChecker) else found
     if not callable(check):
-        raise ConfigError(f"{name} is no safety checker: it has no `check`", rule=_RULE)
+        raise ConfigError(
+            f"{name} is no safety checker: it has no `check`",
+            rule=_RULE,
+            fix="give it a method check(self, prompt, answer)",
+        )
     try:
         inspect.signature(check).bind("prompt", "answer")
     except TypeError as error:
-        message = f"{name} is no safety checker: it does not take (prompt, answer): {error}"
-        raise ConfigError(message, rule=_RULE) from None
+        raise ConfigError(
+            f"{name} is no safety checker: it does not take (prompt, answer): {error}",
+            rule=_RULE,
+            fix="let it take these two arguments, and give any others defaults",
+        ) from None
     return check

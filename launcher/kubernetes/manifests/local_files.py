@@ -10,6 +10,7 @@ from launcher.profile_file import profile_names
 from trainer.config import Config
 from trainer.data.sources import KINDS
 from trainer.errors import ConfigError
+from trainer.model_source import looks_like_path
 
 
 def find_local_files(config: Config, profile: str) -> LocalFiles:
@@ -26,9 +27,10 @@ def find_local_files(config: Config, profile: str) -> LocalFiles:
     if profile not in profile_names() and Path(profile).is_file():
         files["profile"] = Path(profile)
     sources = [*config.data.train, *config.data.validation, *config.data.test]
+    name = config.model.name
     data = tuple(dict.fromkeys(source.path for source in sources if _is_local(source.path)))
     return LocalFiles(
-        is_model_local=_is_local_model(config.model.name),
+        is_model_local=Path(name).is_dir() or looks_like_path(name),
         data=data,
         texts={setting: _read(path) for setting, path in files.items()},
         names={setting: _config_key(path.name) for setting, path in files.items()},
@@ -62,14 +64,6 @@ def _is_local(path: str) -> bool:
         or path.count("/") > 1
         or Path(path).exists()
     )
-
-
-def _is_local_model(name: str) -> bool:
-    """As trainer.model_source tells a folder from a Hub id."""
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or Path(name).is_dir():
-        return True
-    parent = Path(name).parent
-    return parent != Path() and parent.is_dir()
 
 
 def _config_key(name: str) -> str:
