@@ -37,7 +37,7 @@ demo: setup $(QUICKSTART_MODEL)/config.json ## fine-tune a real chat model, merg
 	  --prompt "$$(printf '$(QUESTION)')"
 
 test: setup $(QUICKSTART_MODEL)/config.json ## all tests (CPU)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-trackers: setup ## install W&B, MLflow and trackio, and test that they show the same
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[dev,demo,track]'

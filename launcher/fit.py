@@ -20,7 +20,7 @@ MOST_TOKENS_ON_CPU = 2048
 USABLE_SHARE = 0.95
 _TOKEN_STEP = 128  # micro-batches are rounded down to multiples: rows of round sizes
 PLACE_NAMES: dict[Place, str] = {
-    "device": f"memory of one process ({USABLE_SHARE:.0%} of it is used)",
+    "device": f"memory of one process ({1 - USABLE_SHARE:.0%} kept free)",
     "pinned": "pinned host memory",
     "host": "host memory",
     "nvme": "NVMe",

@@ -12,6 +12,8 @@ from launcher.profile import Profile
 from launcher.profile_file import shipped_profiles
 
 _MARK = "*"
+_HEADINGS = ("", "profile", "GPUs", "GPU memory", "host", "4-bit", "offload", "summary")
+_FULL_COLUMNS = 120
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,16 @@ class ProfilesTable:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(box=None, pad_edge=False)
-        for heading in ("", "profile", "GPUs", "GPU memory", "host", "4-bit", "offload", "summary"):
-            table.add_column(heading, no_wrap=heading in ("", "profile", "GPUs"))
-        for profile in self.shipped:
-            table.add_row(_MARK if profile is self.matching else "", *_cells(profile))
         # Without a terminal rich assumes 80 columns and would break lines that nobody must read.
         width = max(shutil.get_terminal_size((120, 24)).columns, 80)
+        # A narrow terminal goes without the summary, which says little more than the name.
+        headings = _HEADINGS if width >= _FULL_COLUMNS else _HEADINGS[:-1]
+        table = Table(box=None, pad_edge=False)
+        for heading in headings:
+            table.add_column(heading, no_wrap=True)
+        for profile in self.shipped:
+            cells = (_MARK if profile is self.matching else "", *_cells(profile))
+            table.add_row(*cells[: len(headings)])
         console = Console(width=width, color_system=None)
         with console.capture() as captured:
             console.print(table)

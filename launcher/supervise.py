@@ -6,10 +6,12 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
+import click
 import psutil
 
 from launcher.attempt import Attempt
@@ -53,13 +55,16 @@ def supervise(
     environment: Mapping[str, str] | None = None,
     attempt: Attempt | None = None,
     is_interactive: bool = False,
+    starts_deaf: bool = False,
     save_seconds: float = LEAST_SECONDS,
     how_to_go_on: str = "",
 ) -> int:
     """Run a command to its end and return its exit code.
 
     The child gets a session of its own, so that Ctrl-C reaches it once, from here. An interactive
-    one stays on the terminal, where it gets Ctrl-C by itself. `environment` is added to ours.
+    one stays on the terminal, where it gets Ctrl-C by itself. One that `starts_deaf` hears Ctrl-C
+    once it asks to (`trainer.entry.run_entry`): before that Python answers with a traceback.
+    `environment` is added to ours.
     With an attempt the command is an engine of a run: its ranks are watched, they get
     `save_seconds` once one has stopped on request, and what the run came to is raised as the error
     of the rank that caused it. `how_to_go_on`: the fix of a run that was stopped.
@@ -71,7 +76,8 @@ def supervise(
         oom_kills = count_oom_kills()
         status_before = attempt.run.read_status() if attempt is not None else {}
         ranks = None if attempt is None else RankWatch(attempt, save_seconds=save_seconds)
-        supervisor = _Supervisor(command, environment or {}, ranks, is_interactive)
+        with _deaf() if starts_deaf else nullcontext():
+            supervisor = _Supervisor(command, environment or {}, ranks, is_interactive)
         try:
             code = supervisor.run(wake)
         finally:
@@ -97,6 +103,16 @@ def supervise(
         rule="a process ends by itself",
         fix=REMEDIES.get(name, "see the last lines above for what it was doing"),
     )
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Block Ctrl-C; a child that is started now begins with it blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Supervisor:
@@ -189,6 +205,8 @@ class _Supervisor:
         # An engine that is asked starts to count: torchrun kills its workers 30 s later, DeepSpeed
         # one after the other. It sees them end anyway, so while they save it is left in peace.
         is_first = len(self.requests) == 1
+        if is_first and ranks and sys.stderr.isatty():  # a step and a save may take a minute
+            click.echo("\nstopping once what was learned is saved; again stops at once", err=True)
         is_left_alone = is_first and self.ranks is not None and self.ranks.are_all_here()
         if not is_left_alone and self.engine.pid not in self.asked:
             self._signal_engine(passed)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
+import click
+
 from launcher.supervise import supervise
 
 Option = str | int | bool | None
@@ -33,4 +35,6 @@ def run_module(
 ) -> int:
     """Run a trainer module to its end and return its exit code."""
     command = make_command(sys.executable, module, positional, options)
-    return supervise(command, is_interactive=is_interactive)
+    if sys.stderr.isatty():  # some seconds pass before the module can say anything itself
+        click.echo("loading libraries", err=True)
+    return supervise(command, is_interactive=is_interactive, starts_deaf=True)

@@ -26,8 +26,14 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Prepared data of the tests stays out of the user's cache."""
-    folder: Path = tmp_path_factory.mktemp("cache")
+    """Prepared data and measured models of the tests stay out of the user's cache.
+
+    The processes that share out a test run (pytest-xdist) share it, as runs of one user do.
+    """
+    is_shared = "PYTEST_XDIST_WORKER" in os.environ
+    base = tmp_path_factory.getbasetemp()
+    folder: Path = (base.parent if is_shared else base) / "cache"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANKZERO_CACHE", str(folder))
         yield

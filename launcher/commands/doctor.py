@@ -25,6 +25,7 @@ def doctor(as_json: bool) -> None:
             fix="install the project with its dependencies: pip install rankzero",
         ) from None
 
+    click.echo("trying what a run needs; this takes some seconds", err=True)
     findings = diagnose(collect())
     if as_json:
         values = [dataclasses.asdict(finding) for finding in findings]

@@ -29,7 +29,8 @@ def accelerate_command(launch: Launch) -> EngineCommand:
             *("-m", TRAINER, *launch.trainer_arguments),
         ],
         # Accelerate runs torchrun inside itself.
-        environment={SHUTDOWN_TIMEOUT: str(launch.shutdown_timeout_seconds)},
+        environment={SHUTDOWN_TIMEOUT: str(launch.shutdown_timeout_seconds)}
+        | launch.thread_environment,
         files={path: _to_yaml(_settings(launch))},
     )
 

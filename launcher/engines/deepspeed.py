@@ -30,7 +30,8 @@ def deepspeed_command(launch: Launch) -> EngineCommand:
             *("--no_local_rank", "--log_level=warning"),
             *("--module", TRAINER, *launch.trainer_arguments),
         ],
-        environment={"DS_ACCELERATOR": "cpu" if launch.device == "cpu" else "cuda"},
+        environment={"DS_ACCELERATOR": "cpu" if launch.device == "cpu" else "cuda"}
+        | launch.thread_environment,
     )
 
 

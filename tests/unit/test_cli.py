@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from launcher import planning, trainer_module
 from launcher import run as run_module
 from launcher.cli import COMMANDS, rankzero
+from launcher.profile_file import shipped_profiles
 from launcher.supervise import supervise
 from trainer.config import load_config, to_json
 from trainer.config_paths import with_absolute_paths
@@ -236,6 +237,29 @@ def test_a_deepspeed_config_that_contradicts_ends_with_2_before_anything_is_meas
     assert named.exit_code == 2
 
 
+@pytest.mark.parametrize(("columns", "has_summary"), [("80", False), ("120", True)])
+def test_each_profile_is_one_line_that_fits_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, columns: str, *, has_summary: bool
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    table, _, _ = _invoke("profiles").stdout.partition("\n\n")
+    heading, *rows = table.splitlines()
+    assert len(rows) == len(shipped_profiles())
+    assert all(len(row) <= int(columns) for row in (heading, *rows))
+    assert heading.endswith("summary") is has_summary
+
+
+def test_a_model_folder_that_is_not_there_is_told_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.model_facts._measure", lambda *_: pytest.fail("measured"))
+    missing = f"model.name={tmp_path / 'none'}"
+    ended = _invoke("plan", _config(tmp_path), "--profile", "cpu", "--set", missing)
+    assert ended.exit_code == 2, ended.output
+    assert f"there is no folder {tmp_path / 'none'}" in ended.stderr
+    assert "measuring" not in ended.stderr
+
+
 class _Recorded:
     """Stands in for the processes: notes what would start and ends as told."""
 
@@ -326,6 +350,7 @@ def test_train_goes_on_with_the_run_that_is_there(
         resolved = str(run.path / "attempts" / f"{number:03d}" / "resolved.json")
         assert prepared[-1] == trained[-1] == resolved
     assert load_config(Path(resolved)).training.global_batch_size == 6
+    (run.checkpoints / "step-000001").mkdir(parents=True)
     assert _invoke("train", config, *two, "--resume", str(run.path)).exit_code == 0
     assert recorded.commands[-1][-2:] == ["--resume", str(run.path)]
 
@@ -514,6 +539,32 @@ def test_a_child_that_ctrl_c_ends_gives_the_code_of_ctrl_c() -> None:
     with pytest.raises(Interrupted) as caught:
         supervise(_python(f"import signal; signal.signal(2, signal.SIG_DFL); {code}"))
     assert caught.value.exit_code == 130
+
+
+def test_a_command_that_starts_deaf_answers_ctrl_c_without_a_traceback(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    early = f"import os, time; os.kill({os.getpid()}, 2); time.sleep(1); print('alive', flush=True)"
+    late = "from trainer.entry import run_entry; import sys; sys.exit(run_entry(print, []))"
+    assert supervise(_python(f"{early}\n{late}"), starts_deaf=True) == 130
+    said = capfd.readouterr()
+    assert said.out == "alive\n"
+    assert said.err == "interrupted\n"
+
+
+def test_ctrl_c_while_libraries_are_imported_ends_at_once() -> None:
+    importing = (
+        "import os, signal, sys, time\n"
+        "from trainer.entry import ending_at_once, run_entry\n"
+        "def main(_):\n"
+        "    with ending_at_once():\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(30)\n"
+        "sys.exit(run_entry(main, []))"
+    )
+    ended = subprocess.run(_python(importing), capture_output=True, check=False, timeout=60)
+    assert ended.returncode == -signal.SIGINT
+    assert ended.stderr == b""
 
 
 def test_a_child_that_dies_of_the_signal_passed_on_may_be_started_again(tmp_path: Path) -> None:

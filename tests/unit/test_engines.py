@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ import yaml
 from launcher.engines import Launch, make_engine_command, shell_line
 from launcher.engines.launch import EngineCommand
 from launcher.engines.rendezvous import free_local_rendezvous
-from launcher.run import visible_devices
+from launcher.run import threads_of, visible_devices
 from trainer.errors import ConfigError
 
 RESOLVED = Path("/runs/my run/resolved.json")
@@ -68,6 +69,24 @@ def test_what_to_go_on_from_is_passed_on(engine: Any) -> None:
 def test_the_time_to_save_is_given_to_torchrun(engine: Any) -> None:
     environment = make_engine_command(engine, launch()).environment
     assert environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "120"
+
+
+@pytest.mark.parametrize("engine", ["torchrun", "accelerate", "deepspeed"])
+def test_processes_share_the_cores_out_unless_the_user_did(engine: Any) -> None:
+    assert make_engine_command(engine, launch(threads=12)).environment["OMP_NUM_THREADS"] == "12"
+    assert "OMP_NUM_THREADS" not in make_engine_command(engine, launch()).environment
+
+
+def test_the_threads_of_a_process_are_its_share_of_the_cores() -> None:
+    plan = SimpleNamespace(processes_per_node=8)
+    profile = SimpleNamespace(host=SimpleNamespace(cpu_cores=96.0))
+    planned: Any = SimpleNamespace(plan=plan, profile=profile)
+    assert threads_of(planned, {}) == 12
+    assert threads_of(planned, {"OMP_NUM_THREADS": "3"}) is None
+    profile.host.cpu_cores = 2.0
+    assert threads_of(planned, {}) == 1
+    plan.processes_per_node = 1
+    assert threads_of(planned, {}) is None
 
 
 def test_two_runs_on_one_machine_share_no_port() -> None:

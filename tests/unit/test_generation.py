@@ -18,8 +18,9 @@ from tests.unit.test_merge import make_adapter
 from trainer.answers import Asker, end_tokens, learned_template
 from trainer.entry import run_entry
 from trainer.errors import ConfigError
-from trainer.generation import Answer, Speaker, load_speaker, main, show
+from trainer.generation import main
 from trainer.merge.merging import merge_adapter
+from trainer.speaker import Answer, Speaker, load_speaker, show
 from trainer.trained_model import find_trained_model
 
 SYSTEM = "You answer briefly."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from launcher.fit import to_job, to_machine
 from launcher.grace import LEAST_SECONDS
 from launcher.memory import GIB, MemoryEstimate, Term, estimate_memory
 from launcher.plan import Outcome, make_plan
 from launcher.plan_request import Past, Request, choose_basis, with_kept_batch
+from launcher.plan_table import print_plan
 from launcher.planning import with_grace
 from launcher.profile import Nvme, Profile
 from launcher.profile_file import load_profile, shipped_profiles
@@ -462,3 +465,15 @@ def test_the_time_to_save_is_at_least_three_times_the_last_save(make: Make) -> N
     assert planned(request).shutdown_timeout_seconds == 211
     quick = replace(request, past=Past(save_seconds=0.1))
     assert planned(quick).shutdown_timeout_seconds == LEAST_SECONDS
+
+
+def test_settings_and_figures_stay_whole_on_a_terminal_of_80_columns(make: Make) -> None:
+    outcome = make_plan(make("mistral-7b-v0.1", "single-24gb", "qlora"))
+    assert outcome.plan is not None
+    written = io.StringIO()
+    print_plan(Console(file=written, width=80), outcome.plan, ("a reason",))
+    lines = written.getvalue().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    for decision in outcome.plan.decisions:
+        assert any(line.startswith(f"{decision.setting} ") for line in lines), decision.setting
+    assert any(line.split() == ["GiB", "of", "peak", "there", "are", "share"] for line in lines)

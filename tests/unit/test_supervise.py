@@ -389,12 +389,13 @@ BAR = """
 """
 
 
-def test_a_progress_bar_is_drawn_on_a_terminal_and_not_logged(tmp_path: Path) -> None:
+def on_a_terminal(folder: Path, body: str) -> tuple[int, str]:
+    """Supervise a rank on a terminal of 77 columns; return the exit code and what is shown."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 77, 0, 0))
     ours_says = {name: value for name, value in os.environ.items() if name not in _SIZE}
     started = subprocess.Popen(
-        command_line(tmp_path, RANK.format(body=BAR.strip())),
+        command_line(folder, RANK.format(body=body.strip())),
         cwd=ROOT,
         stderr=theirs,
         env={**ours_says, "TERM": "xterm-256color"},
@@ -407,9 +408,27 @@ def test_a_progress_bar_is_drawn_on_a_terminal_and_not_logged(tmp_path: Path) ->
     except OSError:  # how Linux says that the other end is closed
         pass
     os.close(ours)
-    assert started.wait() == 0, shown
-    assert "━".encode() in shown
+    return started.wait(), shown.decode()
+
+
+def test_a_progress_bar_is_drawn_on_a_terminal_and_not_logged(tmp_path: Path) -> None:
+    code, shown = on_a_terminal(tmp_path, BAR)
+    assert code == 0, shown
+    assert "━" in shown
     log = (tmp_path / "attempts" / "001" / "rank-0.log").read_text()
     lines = log.splitlines()
     assert [line for line in lines if "━" not in line] == ["step 0", "step 1", "step 2"]
     assert len(lines) <= 4  # the finished bar, at most
+
+
+STOPPED = """
+        import time
+        os.kill(os.getppid(), signal.SIGINT)
+        time.sleep(60)
+"""
+
+
+def test_a_first_request_is_answered_at_once_on_a_terminal(tmp_path: Path) -> None:
+    code, shown = on_a_terminal(tmp_path, STOPPED)
+    assert code in (75, 130), shown
+    assert "stopping once what was learned is saved; again stops at once" in shown
