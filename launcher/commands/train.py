@@ -9,11 +9,13 @@ import click
 from rich.console import Console
 
 from launcher.commands.options import nodes_option, set_option
+from launcher.dry_run import show_run
 from launcher.engines.launch import EngineName
 from launcher.plan_table import render_summary
 from launcher.planning import Target, plan_run, what_needs_less
-from launcher.run import Start, show_run, start_run
+from launcher.run import start_run
 from launcher.run_directory import enter, read_past, resume_choice
+from launcher.start import Start
 from trainer.config import load_config
 from trainer.errors import OutOfMemory
 from trainer.run_directory import RunDirectory

@@ -18,7 +18,7 @@ import yaml
 from launcher.engines import Launch, make_engine_command, shell_line
 from launcher.engines.launch import EngineCommand
 from launcher.engines.rendezvous import free_local_rendezvous
-from launcher.run import threads_of, visible_devices
+from launcher.start import threads_of, visible_devices
 from trainer.errors import ConfigError
 
 RESOLVED = Path("/runs/my run/resolved.json")
