@@ -19,11 +19,12 @@ def compare(runs: tuple[Path, ...], html: Path | None, as_json: bool) -> None:
     from launcher.compare_text import to_text
     from trainer.report.read import read_run
 
-    comparison = compare_records([read_run(run) for run in runs])
+    records = [read_run(run) for run in runs]
+    comparison = compare_records(records)
     if html is not None:
         from trainer.report.page import write_comparison
 
-        write_comparison(runs, html)
+        write_comparison(records, html)
         click.echo(f"wrote {html}", err=True)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(comparison), indent=2, ensure_ascii=False))

@@ -18,6 +18,7 @@ import pytest
 
 from tests.unit.test_report import ALL_SECTIONS, HOSTILE, make_metrics, write_example, write_run
 from trainer.report.page import write_comparison, write_report
+from trainer.report.read import read_run
 
 pytestmark = pytest.mark.e2e
 
@@ -94,7 +95,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         plan={"strategy": bad, "decisions": [{"setting": bad, "value": bad, "reason": bad}]},
     )
     failed = write_run(folder / "failed", metrics=make_metrics(30, seed=2)[:-2])
-    write_comparison([example, hostile, failed], folder / "comparison.html")
+    records = [read_run(run) for run in (example, hostile, failed)]
+    write_comparison(records, folder / "comparison.html")
     return {
         "example": write_report(example)[0],
         "hostile": write_report(hostile)[0],

@@ -512,7 +512,8 @@ def test_text_of_the_files_cannot_break_the_page(tmp_path: Path) -> None:
     assert "{{ 7 * 7 }}" in found.text
     assert found.tags.count("section") == len(ALL_SECTIONS)
     output = tmp_path / "all.html"
-    write_comparison([run, write_example(tmp_path / "\N{FAMILY} b")], output)
+    both = (run, write_example(tmp_path / "\N{FAMILY} b"))
+    write_comparison([read_run(each) for each in both], output)
     assert "script" not in _read(output).tags
 
 
@@ -635,7 +636,7 @@ def test_comparison_shows_what_differs_and_who_was_best(tmp_path: Path) -> None:
     second = write_example(tmp_path / "b" / "run", resolved=other, summary=worse)
     third = write_run(tmp_path / "c", metrics=make_metrics(10)[:-2])
     output = tmp_path / "all.html"
-    write_comparison([first, second, third], output)
+    write_comparison([read_run(run) for run in (first, second, third)], output)
     source = output.read_text(encoding="utf-8")
     assert _sections(output) == ["curves", "results", "settings", "answers"]
     for name in ("a/run", "b/run", "c"):
@@ -650,7 +651,7 @@ def test_comparison_shows_what_differs_and_who_was_best(tmp_path: Path) -> None:
 
 def test_runs_that_differ_in_nothing_say_so(tmp_path: Path) -> None:
     output = tmp_path / "all.html"
-    write_comparison([write_example(tmp_path / name) for name in ("a", "b")], output)
+    write_comparison([read_run(write_example(tmp_path / name)) for name in ("a", "b")], output)
     assert "No setting differs" in _read(output).text
 
 
@@ -658,7 +659,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="this folder holds no run"):
         write_report(tmp_path)
     with pytest.raises(ConfigError, match="no such folder"):
-        write_comparison([tmp_path / "gone"], tmp_path / "all.html")
+        read_run(tmp_path / "gone")
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
         write_report(tmp_path)

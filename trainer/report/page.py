@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.errors import ConfigError, EnvironmentProblem
+from trainer.errors import EnvironmentProblem
 from trainer.report.answers import make_safety, make_samples
 from trainer.report.comparison import compare_losses, make_comparison
 from trainer.report.curves import Chart, make_charts, make_picture
@@ -62,14 +62,9 @@ def write_report(run: Path) -> tuple[Path, Path]:
     return run / PAGE, run / PICTURE
 
 
-def write_comparison(runs: Sequence[Path], output: Path) -> None:
-    """Write one page for several runs.
-
-    Raises: ConfigError when a folder is no run; EnvironmentProblem when it cannot be written.
-    """
-    if not runs:
-        raise ConfigError("no run to compare", rule="a comparison needs runs", fix="name some")
-    _write(output, render_comparison([read_run(run) for run in runs]))
+def write_comparison(records: Sequence[RunRecord], output: Path) -> None:
+    """Write one page for several runs. Raises: EnvironmentProblem when it cannot be written."""
+    _write(output, render_comparison(records))
 
 
 def render_report(run: RunRecord) -> bytes:
