@@ -14,7 +14,7 @@ if __package__ in (None, ""):  # started as a file: make the package importable
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from trainer.attempt import taking_part
-from trainer.entry import run_entry
+from trainer.entry import importing, run_entry
 from trainer.interruption import telling_requests
 from trainer.world import read_world
 
@@ -30,7 +30,8 @@ from trainer.world import read_world
 @click.option("--local_rank", "--local-rank", type=int, hidden=True, expose_value=False)
 def main(config_path: Path, resume: str) -> None:
     """Train on this rank. CONFIG is a run config or a run directory's resolved.json."""
-    from trainer.main import run  # after run_entry has quietened the libraries
+    with importing():
+        from trainer.main import run  # after run_entry has quietened the libraries
 
     run(config_path, resume)
 

@@ -12,13 +12,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-import numpy as np
-import torch
-from transformers import PreTrainedConfig
 
 from trainer.config import Config, load_config
-from trainer.entry import run_entry
-from trainer.loss import prepare_loss
+from trainer.entry import importing, run_entry
 from trainer.model_facts import (
     ActivationFacts,
     Casting,
@@ -26,9 +22,16 @@ from trainer.model_facts import (
     Polynomial,
     activation_key,
 )
-from trainer.precision import DTYPES, ComputePrecision
-from trainer.simulate import StepMemory, materialize, simulate_step, simulation
-from trainer.simulated_model import build_simulated, load_architecture, with_layers
+
+with importing():
+    import numpy as np
+    import torch
+    from transformers import PreTrainedConfig
+
+    from trainer.loss import prepare_loss
+    from trainer.precision import DTYPES, ComputePrecision
+    from trainer.simulate import StepMemory, materialize, simulate_step, simulation
+    from trainer.simulated_model import build_simulated, load_architecture, with_layers
 
 # Three lengths fix a polynomial of degree two; the attention mask is the only square term.
 _TOKENS = (1024, 2048, 4096)

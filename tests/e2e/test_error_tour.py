@@ -245,7 +245,7 @@ TOUR = [
         "model folder typo",
         "train run.yaml",
         2,
-        ("there is no folder", "modle", "did you mean", "/model?"),
+        ("there is no folder", "modle", "did you mean model?"),
         config("name: model", "name: ./modle"),
     ),
     Mistake(

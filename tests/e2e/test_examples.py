@@ -21,7 +21,7 @@ SHORT = {
     "training.gradient_accumulation_steps": 2,
     "training.logging_steps": 1,
     "training.warmup_steps": 1,
-    "training.precision": "fp32",
+    "training.precision": "auto",
 }
 HELD_OUT = {"data.validation_size": 2, "data.test_size": 2}
 # Name -> what else changes, the folders and files it ends with.

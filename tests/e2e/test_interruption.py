@@ -52,7 +52,7 @@ def test_sigterm_while_training_ends_with_75_and_says_so(base: Path, tmp_path: P
         tmp_path / "run.json",
         base,
         tmp_path / "out",
-        training={"max_steps": 100_000, "dataloader_workers": 1},
+        training={"max_steps": 100_000, "dataloader_workers": 1, "compile": False},
         evaluation={"every_steps": 50_000, "at_start": False},
     )
     code, errors, alive = stop_when(tmp_path / "out" / "metrics.jsonl", config)
@@ -95,7 +95,10 @@ def test_a_run_is_measured_on_its_own_data_from_any_folder(base: Path, tmp_path:
     rows = tmp_path / "rows.jsonl"
     shutil.copy(EXAMPLE_DATA / "medical_qa.jsonl", rows)
     config = write_config(
-        tmp_path / "run.json", base, tmp_path / "out: 1 #2", data={"train": "rows.jsonl"}
+        tmp_path / "run.json",
+        base,
+        tmp_path / "out: 1 #2",
+        data={"train": "rows.jsonl", "cache_dir": str(tmp_path / "cache")},
     )
     root = Path(__file__).parent.parent.parent
     trained = run("-m", "trainer", "--config", config, cwd=tmp_path, PYTHONPATH=str(root))

@@ -122,10 +122,10 @@ def test_a_finished_run_started_again_is_left_as_it_is(finished: Path) -> None:
 def test_another_run_does_not_go_on_in_this_one(finished: Path, base: Path, tmp_path: Path) -> None:
     kept = [path for path in finished.iterdir() if path.is_file()]
     before = {path: path.read_bytes() for path in kept}
-    config = write_config(tmp_path / "other.json", base, finished, lora={"r": 3})
+    config = write_config(tmp_path / "other.json", base, finished, training={"learning_rate": 2e-2})
     refused = rankzero("train", config)
     assert refused.returncode == 2
-    assert "lora.r" in refused.stderr
+    assert "training.learning_rate" in refused.stderr
     assert {path: path.read_bytes() for path in kept} == before
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import Config, ModelConfig
+from trainer.entry import importing
 from trainer.errors import ConfigError, DataError
 from trainer.model_source import check_revision, explaining_load, located
 
@@ -69,7 +70,7 @@ def load_tokenizer_facts(config: Config) -> TokenizerFacts:
 
     logging.set_verbosity_error()
     model = config.model
-    with explaining_load(model.name, model.revision):
+    with importing(), explaining_load(model.name, model.revision):  # brings torch along
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             located(model.name),
             revision=model.revision,
