@@ -1,11 +1,7 @@
-"""One optimizer step's loss and gradients, computed by the trainer and by an independent reference.
-
-Run as a module under torchrun, each rank writes what it got: `-m tests.one_step MODEL OUT TOKENS`.
-"""
+"""One optimizer step's loss and gradients, computed by the trainer and by an independent reference."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +115,8 @@ def reference_step(model: torch.nn.Module) -> tuple[float, dict[str, torch.Tenso
     return float(loss.detach()), gradients
 
 
-def main(model_folder: str, output: str, max_tokens: str) -> None:
+def write_step(model_folder: Path, output: Path, max_tokens: int) -> None:
+    """Write what this rank got to OUTPUT.RANK."""
     model = AutoModelForCausalLM.from_pretrained(model_folder)
-    loss, gradients, num_micro_batches = trainer_step(
-        model, Path(output).parent, max_tokens=int(max_tokens)
-    )
+    loss, gradients, num_micro_batches = trainer_step(model, output.parent, max_tokens=max_tokens)
     torch.save((loss, gradients, num_micro_batches), f"{output}.{read_world().rank}")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

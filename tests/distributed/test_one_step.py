@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.one_step import MemorySplit, reference_step
+from tests.one_step import MemorySplit, reference_step, write_step
 from tests.tiny import make_model_folder
 from tests.unit.test_one_step import ALL_TOKENS, assert_same_gradients
+from tests.warm_ranks import run_warm
 
 pytestmark = pytest.mark.distributed
 
@@ -23,15 +22,7 @@ def test_two_ranks_give_the_gradients_of_one(max_tokens: int, tmp_path: Path) ->
     folder = make_model_folder(tmp_path / "model")
     expected_loss, expected = reference_step(AutoModelForCausalLM.from_pretrained(folder))
     output = tmp_path / "step"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = ["-m", "tests.one_step", str(folder), str(output), str(max_tokens)]
-    finished = subprocess.run(
-        [sys.executable, *launcher, *script],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    finished = run_warm(partial(write_step, folder, output, max_tokens), ranks=2)
     assert finished.returncode == 0, finished.stderr[-3000:]
     for rank in range(2):
         loss, gradients, num_micro_batches = torch.load(f"{output}.{rank}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from tests.commands import read_json, write_config
 from tests.e2e.running import leftovers, newest_step, start, train
 from tests.resuming import cut_at, require_same_run
 from tests.tiny import make_model_folder
+from tests.warm_ranks import train_warm
 
 pytestmark = [
     pytest.mark.e2e,
@@ -62,6 +64,16 @@ def in_own_mounts(change: str, folder: Path, *command: str | Path) -> tuple[int,
     return done.returncode, done.stderr
 
 
+def go_on(run: Path) -> str:
+    """Train to the end as the run's last attempt was to; return what was said."""
+    config = {**read_json(run / "resolved.json"), "output_dir": str(run)}
+    moved = run.with_name(f"{run.name}.json")
+    moved.write_text(json.dumps(config), encoding="utf-8")
+    ended = train_warm(moved)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stderr
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happened to; its config lies beside it."""
@@ -98,8 +110,7 @@ def test_a_full_disk_costs_only_the_checkpoint_it_had_no_room_for(
     assert 4 <= step < NUM_STEPS
     status = read_json(left / "status.json")
     assert (status["state"], status["exit_code"]) == ("failed", 3)
-    gone_on = train(config, left, "python")  # on a disk with room
-    assert f"(step {step}, " in gone_on.said
+    assert f"(step {step}, " in go_on(left)  # on a disk with room
     require_same_run(straight, left)
 
 
@@ -117,7 +128,7 @@ def test_a_read_only_run_is_told_and_left_as_it_is(
         after = everything_in(part.with_name(f"{part.name}.after"))
         assert after == {name: before[name] for name in after}
         assert newest_step(run) == NUM_STEPS - 4
-    train(config, run, "python")
+    go_on(run)
     require_same_run(straight, run)
 
 
@@ -139,7 +150,7 @@ def test_a_run_directory_taken_away_is_told_and_can_be_brought_back(
     (tmp_path / "elsewhere").rename(run)
     assert newest_step(run) >= 3
     assert leftovers(run) == []
-    train(config, run, "python")
+    go_on(run)
     require_same_run(straight, run)
 
 
@@ -156,8 +167,7 @@ def test_damaged_checkpoints_are_passed_over_whatever_the_clock_says(
     optimizer.write_bytes(content)
     (third / "manifest.json").unlink()
     scramble_times(run)
-    gone_on = train(config, run, "python")
-    told = [line for line in gone_on.said.splitlines() if line.startswith(("skipped", "going on"))]
+    told = [line for line in go_on(run).splitlines() if line.startswith(("skipped", "going on"))]
     expected = (
         f"skipped {newest.name}: adapter_model.safetensors has ",
         f"skipped {second.name}: optimizer.safetensors does not have ",

@@ -13,8 +13,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from tests.commands import EXAMPLE_DATA, read_json, read_metrics, write_config
-from tests.commands import run as run_python
 from tests.tiny import make_model_folder
+from tests.warm_ranks import train_warm
 from trainer.merge.merging import merge_adapter
 from trainer.model_card import write_model_card
 
@@ -40,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         training={"max_steps": 4, "warmup_steps": 1},
         lora={"target_modules": ["q_proj", "v_proj"], "r": 8},
     )
-    ended = run_python("-m", "trainer", "--config", config)
+    ended = train_warm(config)
     assert ended.returncode == 0, ended.stderr
     return root
 
