@@ -1,4 +1,4 @@
-"""One optimizer step's loss and gradients, computed by the trainer and by an independent reference."""
+"""One optimizer step's loss and gradients: the trainer's, and an independent reference's."""
 
 from __future__ import annotations
 
