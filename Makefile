@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= rankzero:$(VERSION)
 IMAGE_TOOL ?= docker
+# On two cores a third process works while the others wait; each takes up to 2 GB.
+TEST_PROCESSES ?= 3
 QUICKSTART_MODEL := models/smollm2-135m-instruct
 QUESTION := Subject: Anatomy\n\nWhich of these bones is in the leg?\n\na) Tibia\nb) Ulna\nc) Radius\nd) Humerus
 
@@ -37,7 +39,7 @@ demo: setup $(QUICKSTART_MODEL)/config.json ## fine-tune a real chat model, merg
 	  --prompt "$$(printf '$(QUESTION)')"
 
 test: setup $(QUICKSTART_MODEL)/config.json ## all tests (CPU)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-trackers: setup ## install W&B, MLflow and trackio, and test that they show the same
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[dev,demo,track]'
@@ -54,7 +56,7 @@ chaos: setup ## kill and stop training runs again and again (CPU, about half an 
 	RANKZERO_STOPS=66 $(BIN)/python -m pytest -s tests/e2e/test_preemption.py
 
 test-fast: setup ## unit tests only
-	$(BIN)/python -m pytest -n 2 tests/unit
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) tests/unit
 
 check: setup ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -103,17 +103,21 @@ def with_zero(sections: dict[str, Any], zero: str | None) -> dict[str, Any]:
 
 @pytest.fixture(
     scope="module",
-    params=[("python", None), ("torchrun", "zero2"), ("torchrun", "zero3")],
+    params=[(1, None), (2, "zero2"), (2, "zero3")],
     ids=["one process", "2 ranks ZeRO-2", "2 ranks ZeRO-3"],
 )
 def eventful(
     request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[int, dict[str, Any], Path]:
-    engine, zero = request.param
+    ranks, zero = request.param
     folder = tmp_path_factory.mktemp("straight")
     sections = with_zero({**EVENTFUL, "data": {"order": "length"}}, zero)
-    start(engine, configure(folder / "run.json", base, folder / "out", **sections))
-    return 1 if zero is None else 2, sections, folder
+    config = configure(folder / "run.json", base, folder / "out", **sections)
+    if ranks == 1:
+        start("python", config)
+    else:
+        train(config, ranks)
+    return ranks, sections, folder
 
 
 @pytest.mark.parametrize("step", [1, 6, 8], ids=lambda step: f"after step {step}")

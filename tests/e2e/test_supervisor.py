@@ -167,7 +167,6 @@ def start_run(
         ("torchrun", "1:leave,0:stuck", "rank 1 (pid {pid}, host {host}) ended with code 0 before"),
         ("accelerate", "1:gpu-memory", "rank 1: out of memory: CUDA out of memory"),
         ("deepspeed", "1:killed", "rank 1 (pid {pid}, host {host}) was killed by SIGKILL"),
-        ("deepspeed", "1:leave,0:stuck", "rank 1 (pid {pid}, host {host}) ended with code 0"),
     ],
 )
 def test_a_failing_rank_ends_the_run_and_is_named(
