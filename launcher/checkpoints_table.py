@@ -53,8 +53,9 @@ class Row:
         """Return what stands in the table."""
         epoch = saved = writer = _ABSENT
         if self.state is not None:
-            ranks = f"{self.state.world_size} rank{'s' if self.state.world_size != 1 else ''}"
-            writer = f"{self.state.engine}, {ranks}"
+            writer, ranks = self.state.engine, self.state.world_size
+            if ranks > 1:
+                writer += f", {ranks} ranks"
             writer += ", sharded" if self.state.kind == "sharded" else ""
             epoch, saved = f"{self.state.epoch:.2f}", _to_time(self.state.saved)
         size = f"{self.size_bytes / 2**20:,.1f} MiB"

@@ -52,7 +52,9 @@ def find_facts(config: Config, training: Training) -> ModelFacts:
         return ModelFacts.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):  # not there yet, or of another version
         pass
-    click.echo("measuring the model's shapes and activations (once; kept for later)", err=True)
+    is_here = Path(config.model.name).expanduser().is_dir()
+    doing = "measuring the model's" if is_here else "fetching the model's config, measuring its"
+    click.echo(f"{doing} shapes and activations (once; kept for later)", err=True)
     facts = _measure(config, training)
     _keep(path, facts)
     return facts

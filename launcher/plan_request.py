@@ -61,7 +61,7 @@ def _automatic_precision(profile: Profile) -> tuple[Precision, str]:
     if profile.device == "mps":
         return "fp32", "16-bit training on MPS lacks fused kernels"
     if profile.bf16:
-        return "bf16", f"this {profile.device} computes in bf16"
+        return "bf16", f"this {'GPU' if profile.device == 'cuda' else 'CPU'} computes in bf16"
     if profile.device == "cuda":
         return "fp16", "this GPU is older than bf16 (compute capability < 8.0)"
     return "fp32", "this CPU has no bf16 instructions"

@@ -89,7 +89,7 @@ PLAN: Json = {
     "overrides": {"training.max_tokens_per_device": 2048, "training.global_batch_size": 8},
     "decisions": [
         {"setting": "engine", "value": "python", "reason": "one process needs no launcher"},
-        {"setting": "training.precision", "value": "bf16", "reason": "this cpu computes in bf16"},
+        {"setting": "training.precision", "value": "bf16", "reason": "this CPU computes in bf16"},
     ],
     "usage": [{"place": "memory of one process", "gib": 3.2, "available_gib": 20.9}],
     "terms": [
