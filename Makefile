@@ -5,8 +5,8 @@ BIN    := $(VENV)/bin
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= rankzero:$(VERSION)
 IMAGE_TOOL ?= docker
-# On two cores a third process works while the others wait; each takes up to 2 GB.
-TEST_PROCESSES ?= 3
+# Tests start ranks of their own: on two cores a third process gains nothing. Each takes up to 2 GB.
+TEST_PROCESSES ?= 2
 QUICKSTART_MODEL := models/smollm2-135m-instruct
 QUESTION := Subject: Anatomy\n\nWhich of these bones is in the leg?\n\na) Tibia\nb) Ulna\nc) Radius\nd) Humerus
 
