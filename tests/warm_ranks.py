@@ -2,7 +2,8 @@
 
 What a run computes does not depend on how its process came to be, and imports take several times
 as long as a small test's training. Where the start itself matters, `tests.commands` runs real
-commands; runs that are compared bit for bit have one of each kind, with other hash seeds.
+commands: the engines, signals, and one side of a comparison bit for bit, for these ranks share
+their hash seed.
 """
 
 from __future__ import annotations

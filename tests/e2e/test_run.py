@@ -208,7 +208,7 @@ def test_what_a_run_requires_keeps_it_from_being_merged(base: Path, tmp_path: Pa
         training={"max_steps": 2},
         merge={"after_training": True, "require": required},
     )
-    refused = train_warm(config)
+    refused = rankzero("train", config)
     assert refused.returncode == 5, refused.stderr
     loss = read_json(run_folder / "summary.json")["after"]["validation"]
     assert f"eval_loss is {loss}, required < 1e-3: NOT met" in refused.stderr
