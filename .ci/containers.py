@@ -12,6 +12,7 @@ from typing import Any
 from processes import Process, finish, start
 
 USER = 10_001  # a pod's; the image has no such user, which is the harder case
+EXIT_INTERRUPTED = 75
 Mount = dict[str, Any]
 
 
@@ -104,6 +105,12 @@ class Container:
     def terminate(self, name: str = "alone") -> None:
         """Send SIGTERM to PID 1, as a cluster does first."""
         subprocess.run([*self._runc, "kill", name, "TERM"], check=True)
+
+
+def quickstart(*settings: str) -> list[str]:
+    """Return the quickstart as a command takes it: changed, and with little to evaluate."""
+    changed = (*settings, "data.validation_size=2", "data.test_size=2")
+    return ["examples/quickstart.yaml", *(word for one in changed for word in ("--set", one))]
 
 
 def make_open(folder: Path) -> None:

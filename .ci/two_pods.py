@@ -12,14 +12,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from containers import Container, Mount, Surroundings, bind, make_open
+from containers import (
+    EXIT_INTERRUPTED,
+    Container,
+    Mount,
+    Surroundings,
+    bind,
+    make_open,
+    quickstart,
+)
 from processes import Process, end, finish
 
 NAME = "rankzero-pods"
 SETTINGS = ("output_dir=runs/pods", "training.max_steps=12", "checkpoint.every_steps=2")
-SMALLER = ("data.validation_size=2", "data.test_size=2")
 STOP_AFTER_STEP = 5
-EXIT_INTERRUPTED = 75
 # In the image, which has a YAML parser, in its working directory: the ConfigMap becomes files, the
 # container is printed.
 _UNPACK = """
@@ -89,9 +95,8 @@ def render(container: Container) -> dict[str, Any]:
     make_open(volumes)
     for name in ("config", "runs", "tmp-0", "tmp-1"):
         make_open(volumes / name)
-    options = [word for one in (*SETTINGS, *SMALLER) for word in ("--set", one)]
     where = ("--profile", "cpu", "--nodes", "2", "--output", "manifests")
-    container.run("render", "examples/quickstart.yaml", *where, *options)
+    container.run("render", *quickstart(*SETTINGS), *where)
     printed = container.run("-c", _UNPACK, entry=["python"])
     found: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return found

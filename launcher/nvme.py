@@ -21,7 +21,7 @@ from trainer.deepspeed_config import (
 
 
 @contextmanager
-def with_nvme_folder(planned: PlannedRun) -> Iterator[PlannedRun]:
+def nvme_folder(planned: PlannedRun) -> Iterator[PlannedRun]:
     """Yield a run that offloads to NVMe with a DeepSpeed config that names its folder there.
 
     Any other is yielded as it is.

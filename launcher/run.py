@@ -10,7 +10,7 @@ import click
 from launcher.attempt import Attempt
 from launcher.hardware import detect
 from launcher.nodes import meet_other_nodes
-from launcher.nvme import with_nvme_folder
+from launcher.nvme import nvme_folder
 from launcher.planning import PlannedRun
 from launcher.run_directory import CreatedRun, create_attempt, goes_on, is_complete, write_plan
 from launcher.start import (
@@ -41,7 +41,7 @@ def start_run(planned: PlannedRun, given: Path, start: Start) -> int:
     _check_this_machine(planned)
     if start.node_rank == 0:
         check_run(planned.config, start.resume)
-    with with_nvme_folder(planned) as located:
+    with nvme_folder(planned) as located:
         # Before anything is written: an engine that cannot start this plan says so now.
         engine_command(planned.plan.engine, located, start, resolved=run.path, folder=run.path)
         if start.node_rank:

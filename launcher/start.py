@@ -15,6 +15,7 @@ from launcher.planning import PlannedRun
 from trainer.config import to_json
 from trainer.config_paths import with_absolute_paths
 from trainer.deepspeed_config import find_deepspeed_config
+from trainer.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def resolved_config(planned: PlannedRun) -> str:
 
 
 def write_resolved_config(planned: PlannedRun, folder: Path) -> Path:
-    path = folder / "resolved.json"
+    path = RunDirectory(folder).resolved_config
     path.write_text(resolved_config(planned), encoding="utf-8")
     return path
 

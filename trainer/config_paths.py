@@ -11,6 +11,7 @@ from typing import TypeVar
 from trainer.config_data import DataConfig, Source
 from trainer.config_monitoring import SafetyConfig, SamplesConfig
 from trainer.config_schema import Config, ModelConfig, TrainingConfig
+from trainer.data.sources import ROLES
 
 Watched = TypeVar("Watched", SamplesConfig, SafetyConfig)
 
@@ -37,7 +38,7 @@ def _data(data: DataConfig) -> DataConfig:
     template, cache = data.chat_template, data.cache_dir
     return data.model_copy(
         update={
-            **{role: _sources(getattr(data, role)) for role in ("train", "validation", "test")},
+            **{role: _sources(getattr(data, role)) for role in ROLES},
             "chat_template": template if template in (None, "chatml") else _if_file(template),
             "cache_dir": None if cache is None else _absolute(cache),
         }

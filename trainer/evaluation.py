@@ -6,20 +6,18 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from trainer.config import TrackingConfig, load_config
+from trainer.data.sources import ROLES, Role
 from trainer.entry import ending_at_once, run_entry
 from trainer.errors import ConfigError
 from trainer.run_directory import RunDirectory
 
-if TYPE_CHECKING:  # imported, it brings transformers before Ctrl-C can be answered
-    from trainer.data.store import SplitName
 
-
-def evaluate_run(run: Path, split: SplitName) -> dict[str, Any]:
+def evaluate_run(run: Path, split: Role) -> dict[str, Any]:
     """Loss of a run's final weights on one of its splits, computed as during training.
 
     Raises: ConfigError when RUN is not a finished run; DataError when it has no such split.
@@ -61,11 +59,9 @@ def evaluate_run(run: Path, split: SplitName) -> dict[str, Any]:
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--split", type=click.Choice(("train", "validation", "test")), default="test", show_default=True
-)
+@click.option("--split", type=click.Choice(ROLES), default="test", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-def main(run: Path, split: SplitName, as_json: bool) -> None:
+def main(run: Path, split: Role, as_json: bool) -> None:
     """Print the loss of RUN's final weights on one of its splits."""
     result = evaluate_run(run, split)
     if as_json:

@@ -16,7 +16,6 @@ from transformers.integrations.integration_utils import rewrite_logs
 
 from trainer.config import Config, TrackingConfig
 from trainer.report.page import PICTURE
-from trainer.run_check import check_trackers
 from trainer.run_directory import RunDirectory, read_lines, write_json
 from trainer.trackers import TRACKERS, RunToTrack, Tracker
 
@@ -44,8 +43,7 @@ class TrackersCallback(TrainerCallback):  # type: ignore[misc]
     """Shows each logged line in every tracker of a run. Ranks: rank 0 only."""
 
     def __init__(self, config: Config, directory: RunDirectory, first_step: int) -> None:
-        """Open the trackers; raises EnvironmentProblem when one is missing or refuses."""
-        check_trackers(config.tracking)
+        """Open the trackers; raises EnvironmentProblem when one refuses."""
         tracker_environment(config.tracking, directory)
         self.samples, self.curves = directory.samples, directory.path / PICTURE
         identities = directory.path / "trackers.json"

@@ -37,6 +37,10 @@ def make_engine_command(engine: EngineName, launch: Launch) -> EngineCommand:
     """
     check_launch(engine, launch)
     command = _ENGINES[engine](launch)
+    if launch.threads is not None:
+        # Left to themselves torchrun and accelerate give each process one thread, too few for
+        # ZeRO's optimizer on the host, and torchrun says so in 5 lines; deepspeed gives each all.
+        command.environment["OMP_NUM_THREADS"] = str(launch.threads)
     if launch.device == "cpu":
         command.environment["CUDA_VISIBLE_DEVICES"] = ""  # a plan for the CPU, whatever is here
     return command

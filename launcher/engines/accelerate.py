@@ -29,8 +29,7 @@ def accelerate_command(launch: Launch) -> EngineCommand:
             *("-m", TRAINER, *launch.trainer_arguments),
         ],
         # Accelerate runs torchrun inside itself.
-        environment={SHUTDOWN_TIMEOUT: str(launch.shutdown_timeout_seconds)}
-        | launch.thread_environment,
+        environment={SHUTDOWN_TIMEOUT: str(launch.shutdown_timeout_seconds)},
         files={path: _to_yaml(_settings(launch))},
     )
 

@@ -30,8 +30,7 @@ def deepspeed_command(launch: Launch) -> EngineCommand:
             *("--no_local_rank", "--log_level=warning"),
             *("--module", TRAINER, *launch.trainer_arguments),
         ],
-        environment={"DS_ACCELERATOR": "cpu" if launch.device == "cpu" else "cuda"}
-        | launch.thread_environment,
+        environment={"DS_ACCELERATOR": "cpu" if launch.device == "cpu" else "cuda"},
     )
 
 

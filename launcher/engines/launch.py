@@ -35,15 +35,6 @@ class Launch:
     threads: int | None = None  # of one process; none: what the library takes, or the user's choice
 
     @property
-    def thread_environment(self) -> dict[str, str]:
-        """Share the cores out among the processes of a node.
-
-        Left to themselves torchrun and accelerate give each process one thread, too few for ZeRO's
-        optimizer on the host, and torchrun says so in 5 lines; deepspeed gives each all cores.
-        """
-        return {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
-
-    @property
     def world_size(self) -> int:
         return self.processes * self.nodes
 

@@ -31,6 +31,5 @@ def torchrun_command(launch: Launch) -> EngineCommand:
             f"--nproc-per-node={launch.processes}",
             *("-m", TRAINER, *launch.trainer_arguments),
         ],
-        environment={SHUTDOWN_TIMEOUT: str(launch.shutdown_timeout_seconds)}
-        | launch.thread_environment,
+        environment={SHUTDOWN_TIMEOUT: str(launch.shutdown_timeout_seconds)},
     )

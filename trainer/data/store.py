@@ -14,17 +14,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from trainer.data.encode import EncodedChunk
+from trainer.data.sources import ROLES, Role
 from trainer.errors import EnvironmentProblem
 
-SplitName = Literal["train", "validation", "test"]
-SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+SplitName = Role
+SPLITS = ROLES
 FORMAT_VERSION = 1
 _SCHEMA = pa.schema(
     [

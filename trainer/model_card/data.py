@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_ROLES = ("train", "validation", "test")
+from trainer.data.sources import ROLES
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def read_data(report: dict[str, Any], settings: dict[str, Any]) -> Data | None:
     """
     if not report:
         return None
-    paths = [str(source["path"]) for role in _ROLES for source in settings.get(role) or ()]
+    paths = [str(source["path"]) for role in ROLES for source in settings.get(role) or ()]
     hub_ids = {path for path in paths if not Path(path).is_absolute()}
     return Data(
         fingerprint=report["fingerprint"],

@@ -13,6 +13,7 @@ from typing import Any
 
 from launcher.kubernetes.cluster import CONFIG_FILE, CONFIG_FOLDER, MOUNTS
 from trainer.config import Config
+from trainer.data.sources import ROLES
 from trainer.errors import ConfigError
 
 # Settings that may name a small file, whose text pods need.
@@ -25,7 +26,6 @@ FILE_SETTINGS = (
 )
 # Source: Kubernetes API, ConfigMap: "The total size ... must be less than 1 MiB".
 _LARGEST_CONFIG_BYTES = 1024 * 1024
-_SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def to_cluster_config(config: Config, local: LocalFiles) -> ClusterConfig:
     if local.is_model_local:
         values["model"]["name"] = cluster_path("models", config.model.name)
     _check_distinct([PurePosixPath(path).name for path in local.data], "data sources")
-    for split in _SPLITS:
+    for split in ROLES:
         for source in values["data"].get(split, []):
             if source["path"] in local.data:
                 source["path"] = cluster_path("data", source["path"])
